@@ -1,0 +1,43 @@
+"""The training loss: per sample, weighted, and the sum of an instance half and a prior-preservation half."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ldm.diffusion.schedule import Schedule
+
+
+def sample_losses(prediction: torch.Tensor, target: torch.Tensor, loss_type: str = "l2") -> torch.Tensor:
+    """Return the mean error of each sample, ``(b,)`` fp32. loss_type: "l2" or "l1"; ValueError otherwise."""
+    if loss_type not in ("l2", "l1"):
+        raise ValueError(f"unknown loss_type '{loss_type}'; known: l2, l1")
+    error = (F.mse_loss if loss_type == "l2" else F.l1_loss)(prediction.float(), target.float(), reduction="none")
+    return error.flatten(1).mean(1)
+
+
+def min_snr_weights(schedule: Schedule, t: torch.Tensor, parameterization: str, gamma: float) -> torch.Tensor:
+    """Return min-SNR loss weights ``(b,)`` (Hang et al. 2023, section 3.4), gamma about 5, for each prediction type.
+
+    The weight of the x0-error is ``min(SNR, gamma)``; expressed for the network's own target that is divided by
+    SNR (eps), by SNR + 1 (v) or by 1 (x0).
+    """
+    snr = 1 / schedule.sigmas.to(t.device)[t] ** 2
+    divisor = {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[parameterization]
+    return snr.clamp(max=gamma) / divisor
+
+
+def prior_preservation(
+    losses: torch.Tensor, is_regularization: torch.Tensor, reg_weight: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return ``mean(instance) + reg_weight * mean(regularization)`` and the two halves (DreamBooth, eq. 2).
+
+    losses: ``(b,)``; is_regularization: ``(b,)`` bool. Each half is averaged by itself; a half without samples
+    counts as zero and is not reported.
+    """
+    total, parts = losses.new_zeros(()), {}
+    for name, chosen, weight in (("instance", ~is_regularization, 1.0), ("reg", is_regularization, reg_weight)):
+        if chosen.any():
+            parts[name] = losses[chosen].mean()
+            total = total + weight * parts[name]
+    return total, parts

@@ -1,0 +1,68 @@
+"""The first stage: pictures to latents and back (AutoencoderKL)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from ldm.checkpoint import load_into, read_checkpoint
+from ldm.modules.distributions import DiagonalGaussian
+from ldm.modules.vae_blocks import Decoder, Encoder
+
+
+def split_ddconfig(ddconfig: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the encoder's and the decoder's parameters from upstream's common ``ddconfig``."""
+    encoder = {k: v for k, v in ddconfig.items() if k != "out_ch"}
+    decoder = {k: v for k, v in ddconfig.items() if k not in ("in_channels", "double_z")}
+    return encoder, decoder
+
+
+class AutoencoderKL(pl.LightningModule):
+    """A convolutional autoencoder with a diagonal normal latent (Rombach et al. 2022)."""
+
+    def __init__(self, ddconfig: dict[str, Any], embed_dim: int, ckpt_path: str | None = None):
+        """Build it with random weights, or with those of ``ckpt_path`` (a first stage alone, or a whole model).
+
+        ddconfig: ch, ch_mult, num_res_blocks, z_channels, resolution, attn_resolutions, in_channels, out_ch,
+        dropout, double_z (must be true). embed_dim: channels of the latent.
+        """
+        super().__init__()
+        if not ddconfig.get("double_z", True):
+            raise ValueError("AutoencoderKL needs ddconfig.double_z: true (mean and log-variance)")
+        encoder, decoder = split_ddconfig(ddconfig)
+        self.embed_dim = embed_dim
+        self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
+        self.encoder = Encoder(**encoder)
+        self.decoder = Decoder(**decoder)
+        self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
+        if ckpt_path is not None:
+            load_first_stage(self, ckpt_path)
+
+    def encode(self, x: torch.Tensor) -> DiagonalGaussian:
+        """Return the latent's distribution. x: ``b 3 H W`` in [-1, 1]; latents are ``b embed_dim H/f W/f``."""
+        return DiagonalGaussian(self.quant_conv(self.encoder(x.to(self.quant_conv.weight.dtype))))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Return pictures ``b 3 H W``, about [-1, 1] (not clamped), from latents ``b embed_dim h w``."""
+        return self.decoder(self.post_quant_conv(z.to(self.post_quant_conv.weight.dtype)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the reconstruction by the latent's mean."""
+        return self.decode(self.encode(x).mode())
+
+
+class _As(nn.Module):
+    def __init__(self, first_stage: nn.Module):
+        super().__init__()
+        self.first_stage_model = first_stage
+
+
+def load_first_stage(first_stage: nn.Module, path: str, dtype: torch.dtype | None = None) -> str:
+    """Load a first stage from a file of its own (``--vae-ckpt``) or from a whole model; return the report's text."""
+    holder = _As(first_stage)
+    report = load_into(holder, read_checkpoint(path), "raw", (lambda name: dtype) if dtype else None)
+    return report.summary()

@@ -1,0 +1,128 @@
+"""load_model: from a config and a checkpoint to a model ready to use, with one copy of the weights in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import Checkpoint, read_checkpoint
+from ldm.config import ALIASES, instantiate_from_config, load_config
+from ldm.diffusers_format import FIRST_STAGE, UNET
+from ldm.models.autoencoder import load_first_stage
+
+logger = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "stable-diffusion"
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device by name; "auto" is the GPU where there is one. Raises ValueError if it is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device '{name}'; known: auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but this PyTorch sees no GPU; use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return "fp32", "fp16" or "bf16"; "auto" takes what the device is fast in.
+
+    auto: bf16 on a GPU that has it, fp16 on an older one; on a CPU bf16 if it has bf16 instructions, else fp32.
+    Raises ValueError for an unknown name and for fp16 on a CPU, where it is slow and not supported throughout.
+    """
+    if name not in ("auto", *PRECISIONS):
+        raise ValueError(f"unknown precision '{name}'; known: auto, {', '.join(PRECISIONS)}")
+    if device.type == "cpu":
+        if name == "fp16":
+            raise ValueError("precision fp16 is for GPUs; on a CPU use fp32, bf16 or auto")
+        if name == "auto":
+            return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
+        return name
+    if name != "auto":
+        return name
+    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+
+
+def dtype_of(precision: str) -> Any:
+    """Return the map from a parameter's name to its type: the text encoder always fp32, the first stage never fp16.
+
+    (The text runs once per edit; the published first stage overflows in fp16 on some pictures.)
+    """
+    main = PRECISIONS[precision]
+
+    def choose(name: str) -> torch.dtype:
+        if name.startswith(UNET):
+            return main
+        return main if name.startswith(FIRST_STAGE) and precision == "bf16" else torch.float32
+
+    return choose
+
+
+def config_for(checkpoint: Checkpoint) -> Any:
+    """Return the config that a checkpoint carries, or the full-size one that its input channels tell.
+
+    Raises ValueError if it carries none and is no UNet of 4 or 8 input channels.
+    """
+    carried = checkpoint.metadata.get("config")
+    if carried:
+        _check_targets(carried)
+        return OmegaConf.create(carried)
+    first = checkpoint.tensors.get(f"{UNET}input_blocks.0.0.weight")
+    names = {4: "v1-inference.yaml", 8: "v1-edit.yaml"}
+    if first is None or first.ndim != 4 or first.shape[1] not in names:
+        raise ValueError(f"'{checkpoint.path}' carries no config and does not look like a model; name one (--config)")
+    return load_config(CONFIGS / names[first.shape[1]])
+
+
+def _check_targets(node: Any) -> None:
+    """Refuse a config from inside a file that names anything but our own classes (a file must not choose code)."""
+    if isinstance(node, Mapping):
+        name = node.get("target")
+        if name is not None and not ALIASES.get(name, str(name)).startswith(("ldm.models.", "ldm.modules.")):
+            raise ValueError(f"the checkpoint's own config names '{name}', which is not a model class; refused")
+        for value in node.values():
+            _check_targets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _check_targets(value)
+
+
+def load_model(
+    ckpt: str | Path,
+    config: Any = None,
+    vae_ckpt: str | Path | None = None,
+    weights: str = "auto",
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+):
+    """Return a LatentDiffusion with a checkpoint's weights, in evaluation mode on the device.
+
+    config: a DictConfig with ``model``, a YAML path, or None (the checkpoint's own, or told by its shapes).
+    The model is built without memory, and each weight is read once, straight into its final type.
+    Raises FileNotFoundError or ValueError, each with one line that says what was found.
+    """
+    checkpoint = read_checkpoint(ckpt)
+    if isinstance(config, (str, Path)):
+        config = load_config(config)
+    config = config_for(checkpoint) if config is None else config
+    if "model" not in config:
+        raise ValueError(f"the config has no 'model' section; its keys: {', '.join(map(str, config))}")
+    with torch.device("meta"):
+        model = instantiate_from_config(config["model"], use_ema=False, ckpt_path=None)
+    report = model.load_checkpoint(checkpoint, weights, dtype_of(precision))
+    logger.log(logging.WARNING if report.unexpected else logging.INFO, report.summary())
+    if vae_ckpt is not None:
+        logger.info(load_first_stage(model.first_stage_model, str(vae_ckpt)))
+    model.eval().requires_grad_(False)
+    model.to(device)
+    for part in (model.model, model.first_stage_model):
+        part.to(memory_format=torch.channels_last)
+    return model
+
+
