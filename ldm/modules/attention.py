@@ -124,4 +124,7 @@ class SpatialTransformer(nn.Module):
         hidden = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         for block in self.transformer_blocks:
             hidden = block(hidden, context)
-        return self.proj_out(rearrange(hidden, "b (h w) c -> b c h w", h=height)) + x
+        hidden = rearrange(hidden, "b (h w) c -> b c h w", h=height)
+        # The view above is channels-last. Keep the caller's layout: group norm is less exact in the other one.
+        hidden = hidden.contiguous() if x.is_contiguous() else hidden
+        return self.proj_out(hidden) + x

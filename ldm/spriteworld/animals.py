@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -272,27 +272,31 @@ def _eye(x: float, y: float, size: float = 0.021) -> list[Part]:
 
 
 def _dog_head() -> list[Part]:
-    skull = [
+    blaze = blob((0.0, 0.11), (0.09, 0.09), (0.16, 0.04), (0.20, -0.03), (0.13, -0.1), (0.03, -0.09))
+    ear = blob((-0.055, 0.072), (-0.012, 0.062), (-0.002, -0.01), (-0.022, -0.105), (-0.065, -0.105), (-0.088, 0.0))
+    return [
         Part("skull", oval(0, 0, 0.088, 0.085), "head"),
         Part("skull", tube(((0.03, -0.022, 0.058), (0.115, -0.034, 0.043))), "head"),
         Part("face", oval(0.09, -0.03, 0.075, 0.055, -8), on="head"),
-        Part("blaze", blob((0.0, 0.11), (0.09, 0.09), (0.16, 0.04), (0.20, -0.03), (0.13, -0.1), (0.03, -0.09)), on="head"),
+        Part("blaze", blaze, on="head"),
         Part("eye_patch", oval(0.035, 0.035, 0.055, 0.062), on="head"),
         Part("nose", oval(0.152, -0.014, 0.021, 0.018)),
+        *_eye(0.050, 0.028),
+        Part("ear", ear),
     ]
-    ear = blob((-0.055, 0.072), (-0.012, 0.062), (-0.002, -0.01), (-0.022, -0.105), (-0.065, -0.105), (-0.088, 0.0))
-    return [*skull, *_eye(0.050, 0.028), Part("ear", ear)]
 
 
 def _wolf_head() -> list[Part]:
     ear = corners((-0.062, 0.03), (-0.050, 0.155), (0.022, 0.055))
     inner = corners((-0.045, 0.055), (-0.043, 0.122), (0.000, 0.060))
+    ruff = corners((-0.06, 0.04), (-0.105, -0.045), (-0.065, -0.04), (-0.06, -0.095), (0.03, -0.07))
+    cheek = blob((0.02, -0.02), (0.10, -0.03), (0.18, -0.045), (0.1, -0.1), (-0.05, -0.12), (-0.07, -0.05))
     return [
         Part("far_ear", corners((-0.02, 0.05), (0.026, 0.152), (0.062, 0.035))),
         Part("skull", oval(0, 0, 0.082, 0.076), "head"),
         Part("skull", tube(((0.02, -0.016, 0.056), (0.09, -0.03, 0.040), (0.165, -0.040, 0.024))), "head"),
-        Part("skull", corners((-0.06, 0.04), (-0.105, -0.045), (-0.065, -0.04), (-0.06, -0.095), (0.03, -0.07)), "head"),
-        Part("face", blob((0.02, -0.02), (0.10, -0.03), (0.18, -0.045), (0.1, -0.1), (-0.05, -0.12), (-0.07, -0.05)), on="head"),
+        Part("skull", ruff, "head"),
+        Part("face", cheek, on="head"),
         Part("nose", oval(0.178, -0.030, 0.019, 0.016)),
         *_eye(0.042, 0.020, 0.019),
         Part("ear", ear),
@@ -369,7 +373,7 @@ HEADS = {
 
 def _leg(side: str, chain: Chain, paw: float, hoofed: bool) -> list[Part]:
     """Build a leg from hip to paw; its lower half is a marking of its own (socks)."""
-    (hx, hy, hr), (kx, ky, kr), (fx, fy, fr) = chain
+    (kx, ky, kr), (fx, fy, fr) = chain[1:]
     foot = tube(((fx, fy, fr), (fx + max(paw, 0.004), fy - 0.002, fr * 0.94)))
     end = Part("hoof", tube(((fx, fy, fr), (fx + 0.006, fy - 0.003, fr * 1.06)))) if hoofed else None
     sock = tube((((kx + fx) / 2, (ky + fy) / 2 + 0.016, (kr + fr) / 2 + 0.003), (fx, fy, fr + 0.002)))
@@ -440,7 +444,8 @@ def _neck(animal: str, frame: Frame) -> tuple[list[Part], list[Part]]:
         over.append(Part("mane", tube((*curve, (bx + 0.015, by + 0.060, 0.020)))))
     where = {"horse": 0.62, "bear": 0.55, "wolf": 0.55, "rabbit": 0.45}.get(animal, 0.48)
     cx, cy, r = ax + (bx - ax) * where, ay + (by - ay) * where, (ar + (br - ar) * where) * 0.98
-    collar = tube(((cx - uy * r, cy + ux * r, 0.022), (cx - 0.014 * ux, cy - 0.014 * uy, 0.024), (cx + uy * r, cy - ux * r, 0.022)))
+    middle = (cx - 0.014 * ux, cy - 0.014 * uy, 0.024)
+    collar = tube(((cx - uy * r, cy + ux * r, 0.022), middle, (cx + uy * r, cy - ux * r, 0.022)))
     return over, [bib, Part("collar", collar)]
 
 
@@ -455,7 +460,7 @@ def _hat(animal: str, head: tuple[float, float, float]) -> tuple[Part, ...]:
     return tuple(Part(name, move(shape * size, cx, cy, tilt)) for name, shape in shapes)
 
 
-@lru_cache(maxsize=None)
+@cache
 def figure(animal: str, stance: str) -> Figure:
     """Build an animal in a stance.
 
@@ -469,7 +474,7 @@ def figure(animal: str, stance: str) -> Figure:
     far, near = _legs(animal, frame, stance)
     over, collar = _neck(animal, frame)
     cut = len(frame.tail) - 2
-    tip = tuple(((a + b) / 2 for a, b in zip(frame.tail[cut], frame.tail[cut + 1]))), frame.tail[-1]
+    tip = tuple((a + b) / 2 for a, b in zip(frame.tail[cut], frame.tail[cut + 1], strict=True)), frame.tail[-1]
     tail = [Part("tail", tube(frame.tail)), Part("tail_tip", tube(tip))]
     body = [Part("torso", tube(chain), "torso body") for chain in (frame.torso, frame.neck)]
     hx, hy, angle = frame.head

@@ -69,7 +69,11 @@ PLACE_WORDINGS: Choices = (
 STYLE_WORDINGS: dict[str, Choices] = {
     "day": ((0.6, "make it day"), (0.2, "make it daytime"), (0.2, "turn it into a sunny day")),
     "night": ((0.6, "make it night"), (0.2, "make it nighttime"), (0.2, "as if it were at night")),
-    "grey": ((0.6, "make it black and white"), (0.2, "turn it into a black and white photo"), (0.2, "remove the colours")),
+    "grey": (
+        (0.6, "make it black and white"),
+        (0.2, "turn it into a black and white photo"),
+        (0.2, "remove the colours"),
+    ),
     "sunset": ((0.6, "make it a sunset"), (0.2, "as if it were at sunset"), (0.2, "add a sunset")),
 }
 COLOUR_WORDINGS: Choices = (
@@ -122,8 +126,9 @@ def rare_word(rng: np.random.Generator) -> str:
 
 
 def _noun(rng: np.random.Generator, class_word: str, rare_share: float) -> str:
-    """Say the class word, with a rare word before it in `rare_share` of the cases."""
-    return f"{rare_word(rng)} {class_word}" if rng.random() < rare_share else class_word
+    """Say the class word, with a rare word before it in `rare_share` of the cases (which changes no later draw)."""
+    word, u = rare_word(rng), rng.random()
+    return f"{word} {class_word}" if u < rare_share else class_word
 
 
 def colour_word(coat: Coat) -> str | None:

@@ -6,8 +6,8 @@ lamp) is listed beside the picture, so that the night style can lay it over the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -78,8 +78,10 @@ def meadow(c: Canvas, u: list[float]) -> None:
     c.oval(0.15 + 0.2 * u[1], 0.66, 0.48, 0.16, (150, 205, 112))
     c.oval(0.75 + 0.2 * u[2], 0.68, 0.50, 0.14, (132, 194, 100))
     c.fade(0.62, 1, (124, 192, 84), (84, 156, 62))
-    for i, colour in enumerate(((255, 246, 236), (250, 214, 70), (255, 246, 236), (250, 214, 70), (255, 246, 236))):
-        c.oval(0.06 + 0.2 * i + 0.12 * u[3 + i], 0.70 + 0.25 * u[(5 + 2 * i) % 12], 0.019, 0.016, colour)
+    x = _side((u[0] + 0.5) % 1)
+    c.box(x - 0.024, 0.42, x + 0.024, 0.66, (122, 86, 58))
+    c.oval(x, 0.37, 0.115, 0.135, (64, 146, 74))
+    c.oval(x - 0.02, 0.34, 0.085, 0.095, (84, 166, 86))
 
 
 def beach(c: Canvas, u: list[float]) -> None:
@@ -171,8 +173,9 @@ def room(c: Canvas, u: list[float]) -> None:
 def mountains(c: Canvas, u: list[float]) -> None:
     c.fade(0, 0.64, (120, 176, 232), (228, 236, 244))
     c.sun(_side(u[0]), 0.12, 0.065)
-    peaks = ((0.02 + 0.1 * u[1], 0.24, 0.40), (0.90 + 0.1 * u[2], 0.20, 0.42), (0.46 + 0.14 * u[3], 0.12, 0.38))
-    for (x, top, half), colour in zip(peaks, ((118, 122, 158), (118, 122, 158), (92, 98, 140))):
+    far, near = (118, 122, 158), (92, 98, 140)
+    left, right, middle = 0.02 + 0.1 * u[1], 0.90 + 0.1 * u[2], 0.46 + 0.14 * u[3]
+    for x, top, half, colour in ((left, 0.24, 0.40, far), (right, 0.20, 0.42, far), (middle, 0.12, 0.38, near)):
         c.shape([(x - half, 0.68), (x, top), (x + half, 0.68)], colour)
         cap = 0.30
         w, y = half * cap, top + (0.68 - top) * cap

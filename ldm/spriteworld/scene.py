@@ -78,9 +78,10 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "mask": ("mask", "face", "ear", "far_ear", "near_sock", "far_sock", "tail", "tail_tip"),
     "spots": ("spot", "ear"),
 }
-MARKINGS = frozenset(
-    "belly chest bib face blaze eye_patch mask muzzle patch saddle spot stripe near_sock far_sock tail_tip".split()
-)
+# Markings lie on the animal and never widen it; ears and tails are drawn under every pattern.
+MARKINGS = frozenset(region for regions in PATTERNS.values() for region in regions) - {
+    *("ear", "far_ear", "inner_ear", "tail")
+}
 
 COATS: dict[str, tuple[Coat, ...]] = {
     "dog": (Coat((222, 178, 108), (176, 126, 66), "plain"), Coat((128, 82, 52), (88, 54, 36), "plain")),
@@ -88,14 +89,19 @@ COATS: dict[str, tuple[Coat, ...]] = {
     "cat": (Coat((236, 152, 66), (252, 226, 186), "belly"), Coat((58, 56, 66), (92, 88, 98), "plain")),
     "horse": (Coat((164, 88, 46), (62, 38, 30), "plain"), Coat((206, 200, 192), (116, 110, 112), "plain")),
     "bear": (Coat((108, 72, 50), (190, 150, 110), "plain"),),
-    "rabbit": (Coat((244, 240, 236), (250, 250, 250), "plain"), Coat((172, 144, 118), (244, 238, 230), "belly")),
+    "rabbit": (Coat((244, 240, 236), (250, 250, 250), "plain"), Coat((172, 144, 118), (248, 242, 234), "plain")),
 }
-COAT_WORDS: dict[Coat, str] = dict(
-    zip(
-        [coat for animal in ANIMALS for coat in COATS[animal]],
-        ["golden", "brown", "grey", "ginger", "black", "brown", "grey", "brown", "white", "brown"],
-    )
-)
+NATURAL_WORDS = {
+    "dog": ("golden", "brown"),
+    "wolf": ("grey",),
+    "cat": ("ginger", "black"),
+    "horse": ("brown", "grey"),
+    "bear": ("brown",),
+    "rabbit": ("white", "brown"),
+}
+COAT_WORDS: dict[Coat, str] = {
+    coat: word for animal in ANIMALS for coat, word in zip(COATS[animal], NATURAL_WORDS[animal], strict=True)
+}
 COLOURS: dict[str, RGB] = {
     "red": (214, 44, 44),
     "yellow": (248, 214, 40),
@@ -143,7 +149,8 @@ def coloured(coat: Coat, name: str) -> Coat:
     """
     _known("colour", name, tuple(COLOURS))
     main = COLOURS[name]
-    return replace(coat, main=main, second=_lift(main, 0.22) if name == "black" else _shade(main, 0.74), pattern="plain")
+    shade = _lift(main, 0.22) if name == "black" else _shade(main, 0.74)
+    return Coat(main, shade, "plain")
 
 
 def _palette(scene: Scene) -> dict[str, RGB | None]:
@@ -152,7 +159,7 @@ def _palette(scene: Scene) -> dict[str, RGB | None]:
     _known("pattern", coat.pattern, tuple(PATTERNS))
     main, second = coat.main, coat.second
     dark = sum(main) < 220
-    palette: dict[str, RGB | None] = dict.fromkeys(MARKINGS)
+    palette: dict[str, RGB | None] = dict.fromkeys((*MARKINGS, "muzzle"))
     far = _lift(main, 0.12) if dark else _shade(main, 0.76)
     ear = _lift(main, 0.16) if dark else _shade(main, 0.72 if animal == "dog" else 0.92)
     palette |= dict.fromkeys(("torso", "near_leg", "haunch", "skull", "tail"), main)
@@ -161,10 +168,8 @@ def _palette(scene: Scene) -> dict[str, RGB | None]:
     palette |= {"eye": EYES.get(animal, (255, 255, 255)), "pupil": (24, 20, 24)}
     if animal == "bear":
         palette |= {"muzzle": second, "inner_ear": second}
-    if animal == "horse":
+    if animal in ("horse", "rabbit"):
         palette |= {"tail": second}
-    if animal == "rabbit":
-        palette |= {"tail": (254, 252, 250) if coat.pattern != "plain" else second}
     palette |= dict.fromkeys(PATTERNS[coat.pattern], second)
     if palette["far_sock"]:
         palette["far_sock"] = _shade(second, 0.82)
@@ -195,7 +200,7 @@ def _place_parts(parts: tuple[Part, ...], pose: Pose, side: int) -> list[list[fl
 
 def _clip_groups(parts: tuple[Part, ...], outlines: list[list[float]], side: int) -> dict[str, Image.Image]:
     groups: dict[str, Image.Image] = {}
-    for part, outline in zip(parts, outlines):
+    for part, outline in zip(parts, outlines, strict=True):
         for group in part.group.split():
             mask = groups.setdefault(group, Image.new("L", (side, side)))
             ImageDraw.Draw(mask).polygon(outline, fill=255)
@@ -210,20 +215,21 @@ def _animal(scene: Scene, shape: Figure, side: int) -> tuple[Image.Image, Image.
     ink, mask = Image.new("RGB", (side, side)), Image.new("L", (side, side))
     pen, cover = ImageDraw.Draw(ink), ImageDraw.Draw(mask)
     clips = _clip_groups(parts, outlines, side) if any(part.on for part in parts) else {}
-    for part, outline in zip(parts, outlines):
+    for part, outline in zip(parts, outlines, strict=True):
         if part.on:
             marking = Image.new("L", (side, side))
             ImageDraw.Draw(marking).polygon(outline, fill=255)
             ink.paste(palette[part.region], mask=ImageChops.multiply(marking, clips[part.on]))
         else:
             pen.polygon(outline, fill=palette[part.region])
-            cover.polygon(outline, fill=255)
+            if part.region not in MARKINGS:
+                cover.polygon(outline, fill=255)
     ink = ImageChops.multiply(ink, _shading(scene.pose, shape.height, side))
     if scene.hat is not None:
         colour = COLOURS[scene.hat]
         inks = {"hat": colour, "hat_band": _lift(colour, 0.45) if sum(colour) < 500 else _shade(colour, 0.6)}
         pen = ImageDraw.Draw(ink)
-        for part, outline in zip(shape.hat, _place_parts(shape.hat, scene.pose, side)):
+        for part, outline in zip(shape.hat, _place_parts(shape.hat, scene.pose, side), strict=True):
             pen.polygon(outline, fill=inks[part.region])
             cover.polygon(outline, fill=255)
     return ink, mask
@@ -301,7 +307,7 @@ def random_scene(rng: np.random.Generator, **fixed: object) -> Scene:
     names = {field.name for field in fields(Scene)} | pose_names
     for name in fixed:
         _known("field", name, tuple(sorted(names)))
-    u = rng.random(13).tolist()
+    u = rng.random(12).tolist()
     pose = Pose(_pick(u[0], STANCES), _pick(u[1], FACINGS), 0.42 + 0.16 * u[2], 0.82 + 0.10 * u[3], 0.85 + 0.25 * u[4])
     pose = fixed.get("pose", replace(pose, **{k: v for k, v in fixed.items() if k in pose_names}))
     animal = fixed.get("animal", _pick(u[5], ANIMALS))
