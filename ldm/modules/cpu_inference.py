@@ -1,0 +1,91 @@
+"""Faster inference on a CPU: convolution and linear weights laid out once, as the CPU library wants them.
+
+PyTorch reorders such weights at every call; for the full-size UNet at a small batch that is a large share of the time
+(``scripts/benchmark.py edit`` measures it). Packed modules hold no parameters any more: they cannot be trained, saved
+or moved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_HINT = 16  # the picture size that the layout is chosen for; any other size computes the same, also quickly
+
+
+def can_pack() -> bool:
+    """Return whether this PyTorch has the operators that packed modules call (any x86 build since 2.0)."""
+    names = ("_convolution_pointwise", "_reorder_convolution_weight", "_linear_pointwise", "_reorder_linear_weight")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
+class PackedConv2d(nn.Module):
+    """A convolution with its weight in the library's own layout."""
+
+    def __init__(self, conv: nn.Conv2d):
+        """conv: ungrouped, zero-padded, on the CPU."""
+        super().__init__()
+        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self.bias = None if conv.bias is None else conv.bias.detach()
+        hint = [3, conv.in_channels, _HINT, _HINT]
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.detach(), *self.geometry, hint)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``b c h w`` as the convolution does."""
+        return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.geometry, "none", [], "")
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with its weight in the library's own layout."""
+
+    def __init__(self, linear: nn.Linear):
+        """linear: on the CPU."""
+        super().__init__()
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        weight = linear.weight.detach()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 3 * _HINT * _HINT)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``... in`` to ``... out``."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+class PackedPointwise(nn.Module):
+    """A 1x1 convolution as a linear layer over channels (its own packed form is slow on small maps)."""
+
+    def __init__(self, conv: nn.Conv2d):
+        """conv: 1x1, stride 1, no padding."""
+        super().__init__()
+        linear = nn.Linear(conv.in_channels, conv.out_channels, bias=conv.bias is not None, device="meta")
+        linear.weight = nn.Parameter(conv.weight.detach().flatten(1).contiguous(), requires_grad=False)
+        linear.bias = conv.bias
+        self.linear = PackedLinear(linear)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``b c h w`` as the convolution does."""
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _packed(layer: nn.Module) -> nn.Module | None:
+    """Return the packed form of a layer, None if it has none."""
+    if type(layer) is nn.Linear:
+        return PackedLinear(layer)
+    if type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
+        pointwise = layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
+        return PackedPointwise(layer) if pointwise else PackedConv2d(layer)
+    return None
+
+
+def pack(module: nn.Module) -> nn.Module:
+    """Replace the convolutions and linear layers inside ``module`` by packed ones, in place, and return it.
+
+    Does nothing where ``can_pack`` is false. The module must be on the CPU and is for inference only from then on.
+    """
+    if not can_pack():
+        return module
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            packed = _packed(child)
+            if packed is not None:
+                setattr(parent, name, packed)
+    return module
