@@ -46,7 +46,13 @@ _DERIVED = (
     "logvar",
     "scale_factor",
 )
-_UNUSED = (EMA, f"{FIRST_STAGE}loss.", f"{FIRST_STAGE}model_ema.", "cond_stage_model.logit_scale", f"{TEXT}text_projection")
+_UNUSED = (
+    EMA,
+    f"{FIRST_STAGE}loss.",
+    f"{FIRST_STAGE}model_ema.",
+    "cond_stage_model.logit_scale",
+    f"{TEXT}text_projection",
+)
 
 
 @dataclass
@@ -272,7 +278,9 @@ def _fitted(name: str, tensor: torch.Tensor, own: torch.Tensor, report: LoadRepo
 
 
 @torch.no_grad()
-def _assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], dtype_of: Callable[[str], torch.dtype] | None) -> None:
+def _assign(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], dtype_of: Callable[[str], torch.dtype] | None
+) -> None:
     """Copy each tensor into its place; a place on the meta device gets a fresh tensor of its type."""
     modules = dict(model.named_modules())
     for name, tensor in tensors.items():

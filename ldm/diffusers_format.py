@@ -102,9 +102,7 @@ def vae_table(levels: int, per_level: int) -> list[tuple[str, tuple[str, ...]]]:
             table.append((f"encoder.down.{level}.block.{j}.", (f"encoder.down_blocks.{level}.resnets.{j}.",)))
         for j in range(per_level + 1):
             table.append((f"decoder.up.{mirrored}.block.{j}.", (f"decoder.up_blocks.{level}.resnets.{j}.",)))
-        table.append(
-            (f"encoder.down.{level}.downsample.conv.", (f"encoder.down_blocks.{level}.downsamplers.0.conv.",))
-        )
+        table.append((f"encoder.down.{level}.downsample.conv.", (f"encoder.down_blocks.{level}.downsamplers.0.conv.",)))
         table.append((f"decoder.up.{mirrored}.upsample.conv.", (f"decoder.up_blocks.{level}.upsamplers.0.conv.",)))
     return table
 

@@ -14,9 +14,7 @@ def check_parameterization(name: str) -> str:
     return name
 
 
-def target(
-    name: str, z: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
-) -> torch.Tensor:
+def target(name: str, z: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """Return what the network should predict at ``z_t = alpha z + sigma noise``, with ``alpha^2 + sigma^2 = 1``.
 
     z, noise: ``b c h w``; alpha, sigma: ``b 1 1 1``. "v" is Salimans & Ho 2022, appendix D.

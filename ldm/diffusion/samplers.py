@@ -52,7 +52,11 @@ def _report(callback: Callback | None, step: int, sigma: torch.Tensor, denoised:
 
 
 def euler(
-    denoise: Denoise, z: torch.Tensor, sigmas: torch.Tensor, noise: Noise | None = None, callback: Callback | None = None
+    denoise: Denoise,
+    z: torch.Tensor,
+    sigmas: torch.Tensor,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
 ) -> torch.Tensor:
     """Sample with Euler steps of the probability-flow ODE (Karras et al. 2022, algorithm 1 without churn)."""
     for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
@@ -116,7 +120,11 @@ def ddim(
 
 
 def heun(
-    denoise: Denoise, z: torch.Tensor, sigmas: torch.Tensor, noise: Noise | None = None, callback: Callback | None = None
+    denoise: Denoise,
+    z: torch.Tensor,
+    sigmas: torch.Tensor,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
 ) -> torch.Tensor:
     """Sample with Heun's second-order steps (Karras et al. 2022, algorithm 1); two evaluations a step but the last."""
     for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
@@ -132,7 +140,11 @@ def heun(
 
 
 def dpmpp_2m(
-    denoise: Denoise, z: torch.Tensor, sigmas: torch.Tensor, noise: Noise | None = None, callback: Callback | None = None
+    denoise: Denoise,
+    z: torch.Tensor,
+    sigmas: torch.Tensor,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
 ) -> torch.Tensor:
     """Sample with DPM-Solver++(2M), second-order multistep (Lu et al. 2022b, algorithm 2); Karras spacing serves it."""
     previous, previous_step = None, None

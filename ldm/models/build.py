@@ -124,5 +124,3 @@ def load_model(
     for part in (model.model, model.first_stage_model):
         part.to(memory_format=torch.channels_last)
     return model
-
-

@@ -105,7 +105,9 @@ class LatentDiffusion(pl.LightningModule):
         checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
         theirs, ours = checkpoint.tensors.get("alphas_cumprod"), self.schedule.alphas_cumprod
         if theirs is not None and (theirs.shape != ours.shape or (theirs.float() - ours).abs().max() > 1e-3):
-            raise ValueError(f"'{checkpoint.path}' was trained with another noise schedule than the config's (alphas_cumprod)")
+            raise ValueError(
+                f"'{checkpoint.path}' was trained with another noise schedule than the config's (alphas_cumprod)"
+            )
         return load_into(self, checkpoint, weights, dtype_of)
 
     @property

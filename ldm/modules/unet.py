@@ -167,9 +167,7 @@ class UNetModel(nn.Module):
                 if level and i == num_res_blocks:
                     layers.append(Upsample(ch))
                 self.output_blocks.append(Stage(*layers))
-        self.out = nn.Sequential(
-            nn.GroupNorm(32, ch), nn.SiLU(), zero_init(nn.Conv2d(ch, out_channels, 3, padding=1))
-        )
+        self.out = nn.Sequential(nn.GroupNorm(32, ch), nn.SiLU(), zero_init(nn.Conv2d(ch, out_channels, 3, padding=1)))
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Return the prediction ``b out_channels h w``.

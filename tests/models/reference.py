@@ -33,8 +33,9 @@ def diffusers_vae():
 
 
 def transformers_text():
-    from tests.conftest import TINY_TEXT
     from transformers import CLIPTextConfig, CLIPTextModel
+
+    from tests.conftest import TINY_TEXT
 
     return CLIPTextModel(CLIPTextConfig(**TINY_TEXT, max_position_embeddings=77, hidden_act="quick_gelu")).eval()
 

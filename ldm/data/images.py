@@ -1,0 +1,155 @@
+"""Pictures: files to RGB, RGB to tensors in [-1, 1] and back. The only place that knows value ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from ldm.checkpoint import replacing
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MAX_PIXELS = 200_000_000  # more is taken for a mistake, or for an attack by a small file that unpacks to gigabytes
+MAX_ASPECT = 8.0
+LANCZOS = Image.Resampling.LANCZOS
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """Return a picture file as RGB, upright (EXIF orientation applied), transparency over white.
+
+    Palette, grey, 16-bit, CMYK and animated files (first frame) are converted. Raises FileNotFoundError, or
+    ValueError for what is no readable picture or has more than 200 megapixels.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"picture '{path}' does not exist")
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder, not a picture")
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _TooLarge(
+                    f"picture '{path}' is {image.width} x {image.height} pixels; at most "
+                    f"{MAX_PIXELS // 1_000_000} megapixels are read: make it smaller first"
+                )
+            return to_rgb(ImageOps.exif_transpose(image))
+    except _TooLarge:
+        raise
+    except UnidentifiedImageError:
+        size = path.stat().st_size
+        what = "is empty (0 bytes)" if size == 0 else "is not a picture that can be read"
+        raise ValueError(f"'{path}' {what}") from None
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+        raise ValueError(f"picture '{path}' is damaged or cannot be read ({error})") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+class _TooLarge(ValueError):
+    pass
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return any Pillow picture as 8-bit RGB; transparent parts over white, 16-bit greys scaled to 8."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_tensor(images: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
+    """Return RGB pictures of one size as ``b 3 h w`` fp32 in [-1, 1]."""
+    images = [images] if isinstance(images, Image.Image) else images
+    arrays = np.stack([np.asarray(image, dtype=np.float32) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+
+
+def to_images(x: torch.Tensor) -> list[Image.Image]:
+    """Return pictures from ``b 3 h w`` in [-1, 1]; values beyond are clamped, then rounded to 8 bits."""
+    values = ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(array) for array in values.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def check_aspect(size: tuple[int, int]) -> None:
+    """Raise ValueError for a picture more than 8 times as long as it is wide (or the reverse)."""
+    if max(size) > MAX_ASPECT * min(size):
+        raise ValueError(f"a picture of {size[0]} x {size[1]} is too narrow to edit (at most 8 : 1); crop it first")
+
+
+def upstream_size(size: tuple[int, int], resolution: int, grid: int = 64) -> tuple[int, int]:
+    """Return the working size that InstructPix2Pix's ``edit_cli.py`` takes: the long side about ``resolution``, the
+    short side rounded up and the long side down to the grid."""
+    factor = resolution / max(size)
+    factor = math.ceil(min(size) * factor / grid) * grid / min(size)
+    width, height = (max(grid, int((side * factor) // grid) * grid) for side in size)
+    return width, height
+
+
+def working_size(size: tuple[int, int], resolution: int, grid: int = 64) -> tuple[int, int]:
+    """Return the size on the model's grid nearest in shape to ``size``, for a picture whose own size is restored
+    afterwards: as ``upstream_size``, but the long side is rounded to the nearest."""
+    factor = resolution / max(size)
+    factor = math.ceil(round(min(size) * factor, 6) / grid) * grid / min(size)
+    width, height = (max(grid, round(side * factor / grid) * grid) for side in size)
+    return width, height
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the picture scaled to cover ``size`` and cropped in the centre (never squashed)."""
+    return image if image.size == size else ImageOps.fit(image, size, method=LANCZOS)
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the picture resized to exactly ``size``."""
+    return image if image.size == size else image.resize(size, LANCZOS)
+
+
+def save_image(image: Image.Image, path: str | Path, text: dict[str, str] | None = None) -> None:
+    """Write a picture under a temporary name, then rename it. text: entries for a PNG's text chunks.
+
+    Raises ValueError if the place cannot be written or the name's ending is no picture format.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"cannot save '{path}': end its name in .png (keeps the recipe), .jpg or .webp")
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    options: dict = {}
+    if kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        for key, value in (text or {}).items():
+            options["pnginfo"].add_itxt(key, value)
+    elif kind in ("JPEG", "WEBP"):
+        options["quality"] = 95
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            image.save(temporary, format=kind, **options)
+    except OSError as error:
+        raise ValueError(f"cannot write '{path}' ({error.strerror or error})") from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise ValueError now if a file at ``path`` could not be written later (nothing is left behind)."""
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    probe = folder / f".{Path(path).name}.probe.tmp"
+    try:
+        if not folder.is_dir():
+            raise NotADirectoryError(20, f"'{folder}' is not a folder")
+        if Path(path).is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write '{path}' ({error.strerror or error})") from error

@@ -1,0 +1,221 @@
+"""A whole editing job: which pictures, which instructions, where the results go; batches, sweeps and recipes."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from ldm.data import images
+from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.recipe import Recipe
+from ldm.inference.sheets import contact_sheet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One result: a photo, an instruction, a seed, and where it goes."""
+
+    photo: Path
+    instruction: str
+    seed: int
+    output: Path
+
+
+@dataclass(frozen=True)
+class EditJob:
+    """Everything that is asked for. Make it with ``plan_job``, which checks it before a model is loaded."""
+
+    tasks: tuple[Task, ...]
+    settings: EditSettings
+    sweep: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    mask: Path | None = None
+    batch_size: int = 1
+
+    @property
+    def total_steps(self) -> int:
+        """The number of sampling steps in all, for a progress bar."""
+        cells = len(self.sweep[0]) * len(self.sweep[1]) if self.sweep else 1
+        return len(self.tasks) * cells * self.settings.steps
+
+
+def find_photos(patterns: list[str]) -> list[Path]:
+    """Return the pictures that files, folders and globs name, sorted within each. Raises FileNotFoundError."""
+    found: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in images.SUFFIXES)
+            if not inside:
+                raise FileNotFoundError(f"folder '{path}' holds no pictures ({', '.join(images.SUFFIXES)})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            inside = sorted(Path(p) for p in glob.glob(pattern, recursive=True))
+            if not inside:
+                what = "no picture matches" if any(c in pattern for c in "*?[") else "there is no picture"
+                raise FileNotFoundError(f"{what} '{pattern}'")
+            found += [p for p in inside if p.is_file()]
+    return list(dict.fromkeys(found))
+
+
+def plan_job(
+    patterns: list[str],
+    instructions: list[str],
+    output: str,
+    settings: EditSettings,
+    seed: int,
+    num_samples: int = 1,
+    sweep: tuple[list[float], list[float]] | None = None,
+    mask: str | None = None,
+    batch_size: int = 1,
+) -> EditJob:
+    """Check a job and lay out its results.
+
+    One result goes to ``output`` if that names a file, otherwise into it as a folder; several need a folder, where
+    they are called ``<photo>-<instruction>-<seed>.png``. Raises FileNotFoundError or ValueError before any work.
+    """
+    photos = find_photos(patterns)
+    if any(not text.strip() for text in instructions):
+        raise ValueError("the instruction is empty; say what to change, like --edit 'make it night'")
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError("--num-samples and --batch-size must be at least 1")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; 0 or more is expected")
+    for text, image in [(t, i) for t in (sweep or ([], []))[0] for i in sweep[1]]:
+        replace(settings, text_scale=text, image_scale=image).checked()
+    wanted = [(p, t, seed + i) for p in photos for t in instructions for i in range(num_samples)]
+    place = Path(output)
+    single_file = place.suffix != "" and not place.is_dir() and not output.endswith("/")
+    if single_file and len(wanted) > 1:
+        raise ValueError(f"{len(wanted)} results do not fit into the one file '{output}'; give a folder as --output")
+    if single_file:
+        outputs = [place]
+    else:
+        outputs = [place / _name(photo, text, number, photos) for photo, text, number in wanted]
+    if len(set(outputs)) < len(outputs):
+        raise ValueError("two results would get the same name; edit the photos of equal name one folder at a time")
+    for path in {p.parent: p for p in outputs}.values():
+        images.check_writable(path)
+    if single_file and place.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"cannot save '{place}': end its name in .png (keeps the recipe), .jpg or .webp")
+    same = {p.resolve() for p in photos} & {p.resolve() for p in outputs}
+    if same:
+        raise ValueError(f"the result would overwrite the photo '{next(iter(same))}'; choose another --output")
+    tasks = tuple(Task(*what, out) for what, out in zip(wanted, outputs, strict=True))
+    grid = (tuple(sweep[0]), tuple(sweep[1])) if sweep else None
+    return EditJob(tasks, settings.checked(), grid, None if mask is None else Path(mask), batch_size)
+
+
+def _name(photo: Path, instruction: str, seed: int, photos: list[Path]) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", instruction.lower()).strip("-")[:48].strip("-") or "edit"
+    same = [p for p in photos if p.stem == photo.stem]
+    stem = photo.stem if len(same) == 1 else f"{photo.stem}-{photo.suffix[1:]}"
+    return f"{stem}-{slug}-{seed}.png"
+
+
+def run_job(editor: ImageEditor, job: EditJob, progress: Callable[[], None] | None = None) -> tuple[list[Path], int]:
+    """Do the job; return the files written and the number of photos that could not be edited (each is logged).
+
+    A job of a single photo raises its ValueError instead.
+    """
+    written, failed = [], 0
+    mask = None if job.mask is None else images.open_rgb(job.mask)
+    single = len({task.photo for task in job.tasks}) == 1
+    for batch in _batches(editor, job, single):
+        if isinstance(batch, ValueError):
+            logger.warning("%s (left out)", batch)
+            failed += 1
+            continue
+        tasks, photos = batch
+        if job.sweep:
+            images.save_image(_sweep_sheet(editor, job, tasks[0], photos[0], mask, progress), tasks[0].output)
+        else:
+            _edit_batch(editor, job, tasks, photos, mask, progress)
+        written += [task.output for task in tasks]
+    return written, failed
+
+
+def _batches(editor: ImageEditor, job: EditJob, single: bool) -> Iterator:
+    """Yield (tasks, photos) of one working size, at most batch_size long; a ValueError for a photo that fails."""
+    tasks: list[Task] = []
+    photos: list[Image.Image] = []
+    opened: tuple[Path, Image.Image] | None = None
+    broken: Path | None = None
+    limit = 1 if job.sweep else job.batch_size
+    for task in job.tasks:
+        if task.photo == broken:
+            continue
+        if opened is None or opened[0] != task.photo:
+            try:
+                photo = images.open_rgb(task.photo)
+                images.check_aspect(photo.size)
+                opened = (task.photo, photo)
+            except ValueError as error:
+                if single:
+                    raise
+                broken = task.photo
+                yield ValueError(f"{task.photo}: {error}")
+                continue
+        photo = opened[1]
+        if tasks and (len(tasks) >= limit or photo.size != photos[0].size):
+            yield tasks, photos
+            tasks, photos = [], []
+        tasks.append(task)
+        photos.append(photo)
+    if tasks:
+        yield tasks, photos
+
+
+def _edit_batch(editor, job, tasks, photos, mask, progress) -> None:
+    instructions, seeds = [task.instruction for task in tasks], [task.seed for task in tasks]
+    results = editor.edit(photos, instructions, job.settings, seeds, mask, progress)
+    for task, result in zip(tasks, results, strict=True):
+        images.save_image(result, task.output, recipe_of(editor, task, job).chunks())
+
+
+def recipe_of(editor: ImageEditor, task: Task, job: EditJob) -> Recipe:
+    """Return the recipe of one result."""
+    s = job.settings
+    return Recipe(
+        instruction=task.instruction,
+        seed=task.seed,
+        text_scale=s.text_scale,
+        image_scale=s.image_scale,
+        sampler=s.sampler,
+        spacing=s.spacing,
+        steps=s.steps,
+        resolution=s.resolution,
+        precision=editor.precision,
+        checkpoint=Path(editor.checkpoint).name,
+        checkpoint_hash=editor.checkpoint_hash,
+        weights=editor.weights,
+        input=task.photo.name,
+        negative=s.negative,
+        guidance_interval=s.guidance_interval,
+        keep_size=s.keep_size,
+        mask="" if job.mask is None else job.mask.name,
+    )
+
+
+def _sweep_sheet(editor, job, task, photo, mask, progress) -> Image.Image:
+    """Return one photo edited under every pair of scales: text scales down, image scales across."""
+    texts, pictures = job.sweep
+    rows = []
+    for text in texts:
+        row = [photo] if not rows else [None]
+        for picture in pictures:
+            settings = replace(job.settings, text_scale=text, image_scale=picture)
+            row += editor.edit(photo, task.instruction, settings, [task.seed], mask, progress)
+        rows.append(row)
+    title = f"“{task.instruction}”  seed {task.seed}, {job.settings.sampler}, {job.settings.steps} steps"
+    columns = ["input", *(f"image {value:g}" for value in pictures)]
+    return contact_sheet(rows, [f"text {value:g}" for value in texts], columns, title)

@@ -1,0 +1,54 @@
+"""The recipe of a picture: what it was made from and how, kept inside the PNG itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+
+KEY = "instruct2dream"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is needed to make an edit again."""
+
+    instruction: str
+    seed: int
+    text_scale: float
+    image_scale: float
+    sampler: str
+    spacing: str
+    steps: int
+    resolution: int
+    precision: str
+    checkpoint: str
+    checkpoint_hash: str
+    weights: str
+    input: str
+    negative: str = ""
+    guidance_interval: tuple[float, float] | None = None
+    keep_size: bool = True
+    mask: str = ""
+
+    def chunks(self) -> dict[str, str]:
+        """Return the PNG text entries."""
+        return {KEY: json.dumps(asdict(self), ensure_ascii=False)}
+
+
+def read_recipe(path: str | Path) -> dict:
+    """Return the recipe inside a PNG. Raises FileNotFoundError, or ValueError if there is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"picture '{path}' does not exist")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = getattr(image, "text", {}).get(KEY)
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+        raise ValueError(f"'{path}' is not a picture that can be read ({error})") from error
+    if text is None:
+        raise ValueError(f"'{path}' carries no recipe (only PNG files written by this project do)")
+    return json.loads(text)

@@ -1,0 +1,85 @@
+"""Edit pictures by instructions: one photo, one sentence, one result, or folders, several edits and sweeps."""
+
+import argparse
+import json
+import logging
+import random
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ldm import cli  # noqa: E402
+
+SHIPPED = ROOT / "data" / "spriteworld" / "editor.safetensors"
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(prog="edit_cli.py", description=__doc__, allow_abbrev=False)
+    p.add_argument("--input", nargs="+", help="photos, folders or globs")
+    p.add_argument("--edit", nargs="+", help="instruction(s), each applied to every photo by itself")
+    p.add_argument("--output", default="logs/edits", help="a file for one result, a folder for several")
+    p.add_argument("--ckpt", help=".ckpt, .safetensors or a diffusers folder; default: the shipped sprite-world editor")
+    p.add_argument("--vae-ckpt", help="take the first stage from this file instead")
+    p.add_argument("--config", help="YAML; default: the checkpoint's own, or told by its shapes")
+    p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="auto: EMA where the file has it")
+    p.add_argument("--cfg-text", type=float, default=7.5, help="text guidance scale")
+    p.add_argument("--cfg-image", type=float, default=1.5, help="image guidance scale")
+    p.add_argument("--steps", type=int, default=100)
+    p.add_argument("--sampler", default="euler_a", help="euler_a, euler, heun, ddim, dpmpp_2m, dpmpp_2m_sde, unipc")
+    p.add_argument("--spacing", default="auto", choices=("auto", "uniform", "karras"), help="of the noise levels")
+    p.add_argument(
+        "--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels where guidance acts"
+    )
+    p.add_argument("--negative", default="", help="text that takes the place of the empty one in guidance")
+    p.add_argument("--resolution", type=int, default=512, help="working size of the longer side")
+    p.add_argument("--keep-size", type=cli.yes_or_no, default=True, help="give the photo's own size back (true|false)")
+    p.add_argument("--seed", type=int, help="default: random")
+    p.add_argument("--num-samples", type=int, default=1, help="results per photo and edit, seeds counting up")
+    p.add_argument("--batch-size", type=int, default=1)
+    p.add_argument("--mask", help="picture of the photo's size: edit only where it is light")
+    p.add_argument("--sweep-cfg-text", type=cli.numbers, metavar="A,B,C", help="one labelled sheet over text scales")
+    p.add_argument("--sweep-cfg-image", type=cli.numbers, metavar="A,B,C", help="... and image scales")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
+    p.add_argument("--show-recipe", metavar="FILE", help="print how a PNG was made, and stop")
+    args = p.parse_args()
+    if not args.show_recipe and not (args.input and args.edit):
+        p.error("--input and --edit are needed (or --show-recipe FILE)")
+    return args
+
+
+def main() -> int:
+    args = parse()
+    from ldm.inference.edit_job import plan_job, run_job
+    from ldm.inference.editor import EditSettings, ImageEditor
+    from ldm.inference.recipe import read_recipe
+
+    if args.show_recipe:
+        print(json.dumps(read_recipe(args.show_recipe), indent=2, ensure_ascii=False))
+        return 0
+    seed = random.randint(0, 100000) if args.seed is None else args.seed
+    names = ("steps", "sampler", "spacing", "resolution", "keep_size", "guidance_interval", "negative")
+    chosen = {name: getattr(args, name) for name in names}
+    settings = EditSettings(text_scale=args.cfg_text, image_scale=args.cfg_image, **chosen)
+    sweep = None
+    if args.sweep_cfg_text or args.sweep_cfg_image:
+        sweep = (args.sweep_cfg_text or [args.cfg_text], args.sweep_cfg_image or [args.cfg_image])
+    plan = (args.input, args.edit, args.output, settings, seed, args.num_samples, sweep, args.mask, args.batch_size)
+    job = plan_job(*plan)
+    ckpt = args.ckpt or SHIPPED
+    if not args.ckpt:
+        logging.info("no --ckpt given: using the small sprite-world editor %s", SHIPPED.relative_to(ROOT))
+    editor = ImageEditor.from_checkpoint(ckpt, args.config, args.vae_ckpt, args.weights, args.device, args.precision)
+    from tqdm import tqdm
+
+    with tqdm(total=job.total_steps, unit="step", disable=None) as bar:
+        written, failed = run_job(editor, job, lambda: bar.update(1))
+    for path in written:
+        print(path)
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "edit_cli.py")
