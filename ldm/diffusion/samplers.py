@@ -15,6 +15,7 @@ Sampling happens in the variance-exploding picture, where the probability-flow O
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -59,7 +60,7 @@ def euler(
     callback: Callback | None = None,
 ) -> torch.Tensor:
     """Sample with Euler steps of the probability-flow ODE (Karras et al. 2022, algorithm 1 without churn)."""
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(z, sigma)
         _report(callback, i, sigma, denoised)
         z = z + (z - denoised) / sigma * (following - sigma)
@@ -79,7 +80,7 @@ def euler_a(
     This is what InstructPix2Pix uses, draw for draw: one noise tensor for every step that does not end at zero.
     """
     draw = _need(noise, "euler_a")
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(z, sigma)
         _report(callback, i, sigma, denoised)
         down, up = _ancestral(sigma, following, eta)
@@ -107,7 +108,7 @@ def ddim(
 
     In this picture DDIM with eta 0 is Euler's method; eta's noise is added in the variance-preserving scale.
     """
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(z, sigma)
         _report(callback, i, sigma, denoised)
         direction = (z - denoised) / sigma
@@ -127,7 +128,7 @@ def heun(
     callback: Callback | None = None,
 ) -> torch.Tensor:
     """Sample with Heun's second-order steps (Karras et al. 2022, algorithm 1); two evaluations a step but the last."""
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(z, sigma)
         _report(callback, i, sigma, denoised)
         slope = (z - denoised) / sigma
@@ -148,7 +149,7 @@ def dpmpp_2m(
 ) -> torch.Tensor:
     """Sample with DPM-Solver++(2M), second-order multistep (Lu et al. 2022b, algorithm 2); Karras spacing serves it."""
     previous, previous_step = None, None
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(z, sigma)
         _report(callback, i, sigma, denoised)
         step = _log_step(sigma, following)
@@ -172,7 +173,7 @@ def dpmpp_2m_sde(
     """Sample with the stochastic DPM-Solver++(2M), midpoint form (Lu et al. 2022b, section 5), one draw a step."""
     draw = _need(noise, "dpmpp_2m_sde")
     previous, previous_step = None, None
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(z, sigma)
         _report(callback, i, sigma, denoised)
         if following == 0:

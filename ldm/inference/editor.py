@@ -141,8 +141,8 @@ class ImageEditor:
         for photo in photos:
             images.check_aspect(photo.size)
         if mask is not None and any(mask.size != photo.size for photo in photos):
-            raise ValueError(f"the mask is {mask.size[0]} x {mask.size[1]}, the photo {photos[0].width} x "
-                             f"{photos[0].height}; they must be equal")  # fmt: skip
+            sizes = f"the mask is {mask.width} x {mask.height}, the photo {photos[0].width} x {photos[0].height}"
+            raise ValueError(f"{sizes}; they must be equal")
         weights = None if mask is None else soft_mask(mask)
         inputs = [self._prepare(photo, settings) for photo in photos]
         if len({picture.size for picture in inputs}) > 1:

@@ -65,7 +65,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]
     lines: list[str] = []
     for word in text.split():
         while font.getlength(word) > width and len(word) > 1:
-            word = word[:-2] + "…" if not word.endswith("…") else word[:-2] + "…"
+            word = word[:-2] + "…"
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] = f"{lines[-1]} {word}"
         else:

@@ -105,9 +105,7 @@ class LatentDiffusion(pl.LightningModule):
         checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
         theirs, ours = checkpoint.tensors.get("alphas_cumprod"), self.schedule.alphas_cumprod
         if theirs is not None and (theirs.shape != ours.shape or (theirs.float() - ours).abs().max() > 1e-3):
-            raise ValueError(
-                f"'{checkpoint.path}' was trained with another noise schedule than the config's (alphas_cumprod)"
-            )
+            raise ValueError(f"'{checkpoint.path}' has another noise schedule than the config (alphas_cumprod)")
         return load_into(self, checkpoint, weights, dtype_of)
 
     @property
@@ -138,7 +136,10 @@ class LatentDiffusion(pl.LightningModule):
         return self.cond_stage_model(list(texts))
 
     def encode_first_stage(self, x: torch.Tensor):
-        """Return the latent's distribution (``.mean .logvar .mode() .sample()``), unscaled. x: ``b 3 H W`` in [-1, 1]."""
+        """Return the latent's distribution (``.mean .logvar .mode() .sample()``), unscaled.
+
+        x: ``b 3 H W`` in [-1, 1].
+        """
         return self.first_stage_model.encode(x)
 
     def decode_first_stage(self, z: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,8 @@ class LitEma(nn.Module):
         weight = 1 - min(float(self.decay), (1 + n) / (10 + n))
         parameters = dict(model.named_parameters())
         shadows = [getattr(self, s) for s in self._shadow_of.values()]
-        torch._foreach_lerp_(shadows, [parameters[n].detach().to(s) for n, s in zip(self._shadow_of, shadows)], weight)
+        present = [parameters[n].detach().to(s) for n, s in zip(self._shadow_of, shadows, strict=True)]
+        torch._foreach_lerp_(shadows, present, weight)
 
     @contextmanager
     def swapped_into(self, model: nn.Module):
