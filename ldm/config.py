@@ -57,7 +57,7 @@ NO_EFFECT = {
         "reset_ema",
     },
     "ldm.modules.unet.UNetModel": {"image_size", "legacy", "conv_resample", "dims", "use_fp16"},
-    "ldm.models.autoencoder.AutoencoderKL": {"monitor", "lossconfig", "image_key", "colorize_nlabels"},
+    "ldm.models.autoencoder.AutoencoderKL": {"monitor", "image_key", "colorize_nlabels"},
     "ldm.models.vq.VQModel": {"monitor", "lossconfig", "image_key", "colorize_nlabels"},
     "ldm.modules.text.FrozenCLIPEmbedder": {"version", "device"},
 }

@@ -8,12 +8,28 @@ import torch.nn.functional as F
 from ldm.diffusion.schedule import Schedule
 
 
-def sample_losses(prediction: torch.Tensor, target: torch.Tensor, loss_type: str = "l2") -> torch.Tensor:
-    """Return the mean error of each sample, ``(b,)`` fp32. loss_type: "l2" or "l1"; ValueError otherwise."""
+def sample_losses(
+    prediction: torch.Tensor, target: torch.Tensor, loss_type: str = "l2", weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the mean error of each sample, ``(b,)`` fp32.
+
+    prediction, target: ``b c h w``; weight: ``b 1 h w`` on the positions, or None. loss_type: "l2" or "l1";
+    ValueError otherwise.
+    """
     if loss_type not in ("l2", "l1"):
         raise ValueError(f"unknown loss_type '{loss_type}'; known: l2, l1")
     error = (F.mse_loss if loss_type == "l2" else F.l1_loss)(prediction.float(), target.float(), reduction="none")
-    return error.flatten(1).mean(1)
+    return (error if weight is None else error * weight).flatten(1).mean(1)
+
+
+def change_weights(z: torch.Tensor, source: torch.Tensor, strength: float) -> torch.Tensor:
+    """Return position weights ``b 1 h w`` of mean 1 that are ``1 + strength`` times higher where a pair differs most.
+
+    z, source: ``b c h w`` latents of the pair's two pictures in one scale.
+    """
+    change = (z - source).abs().mean(1, keepdim=True)
+    weight = 1 + strength * change / change.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+    return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def min_snr_weights(schedule: Schedule, t: torch.Tensor, parameterization: str, gamma: float) -> torch.Tensor:

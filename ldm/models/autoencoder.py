@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,7 +10,12 @@ import torch
 from torch import nn
 
 from ldm.checkpoint import load_into, read_checkpoint
+from ldm.config import instantiate_from_config
+from ldm.diffusers_format import FIRST_STAGE
+from ldm.models.optimizer import make_optimizer
+from ldm.models.steps import finished_step, step_generator
 from ldm.modules.distributions import DiagonalGaussian
+from ldm.modules.ema import LitEma
 from ldm.modules.vae_blocks import Decoder, Encoder
 
 
@@ -23,11 +29,23 @@ def split_ddconfig(ddconfig: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
 class AutoencoderKL(pl.LightningModule):
     """A convolutional autoencoder with a diagonal normal latent (Rombach et al. 2022)."""
 
-    def __init__(self, ddconfig: dict[str, Any], embed_dim: int, ckpt_path: str | None = None):
+    def __init__(
+        self,
+        ddconfig: dict[str, Any],
+        embed_dim: int,
+        ckpt_path: str | None = None,
+        lossconfig: Any = None,
+        learning_rate: float = 4.5e-6,
+        optimizer_config: Any = None,
+        scheduler_config: Any = None,
+        use_ema: bool = False,
+        ema_decay: float = 0.999,
+    ):
         """Build it with random weights, or with those of ``ckpt_path`` (a first stage alone, or a whole model).
 
         ddconfig: ch, ch_mult, num_res_blocks, z_channels, resolution, attn_resolutions, in_channels, out_ch,
-        dropout, double_z (must be true). embed_dim: channels of the latent.
+        dropout, double_z (must be true), num_groups. embed_dim: channels of the latent. lossconfig and what follows
+        are for training: the loss (``ReconstructionLoss``), the optimiser and the average of the weights.
         """
         super().__init__()
         if not ddconfig.get("double_z", True):
@@ -39,8 +57,15 @@ class AutoencoderKL(pl.LightningModule):
         self.decoder = Decoder(**decoder)
         self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
+        self.learning_rate, self.optimizer_config, self.scheduler_config = (
+            learning_rate,
+            optimizer_config,
+            scheduler_config,
+        )
+        self.loss = instantiate_from_config(lossconfig) if lossconfig else None
         if ckpt_path is not None:
             load_first_stage(self, ckpt_path)
+        self.model_ema = LitEma(self, ema_decay) if use_ema else None
 
     def encode(self, x: torch.Tensor) -> DiagonalGaussian:
         """Return the latent's distribution. x: ``b 3 H W`` in [-1, 1]; latents are ``b embed_dim H/f W/f``."""
@@ -53,6 +78,41 @@ class AutoencoderKL(pl.LightningModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the reconstruction by the latent's mean."""
         return self.decode(self.encode(x).mode())
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
+        """Return the loss of a batch: ``edited`` pictures and, optionally, a ``weight`` for each pixel."""
+        x = batch["edited"]
+        posterior = self.encode(x)
+        generator = step_generator(self, batch_index)
+        reconstruction = self.decode(posterior.sample(generator))
+        loss, parts = self.loss(x, reconstruction, posterior, batch.get("weight"))
+        self.log_dict({f"train/{name}": value.detach() for name, value in {"loss": loss, **parts}.items()})
+        return loss
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Move the averages after each optimiser step."""
+        if self.model_ema is not None and finished_step(self):
+            self.model_ema.update(self)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimiser of all parameters."""
+        if self.loss is None:
+            raise ValueError(
+                "training a first stage needs a lossconfig, such as ldm.modules.reconstruction.ReconstructionLoss"
+            )
+        return make_optimizer(self.parameters(), self.learning_rate, self.optimizer_config, self.scheduler_config)
+
+    @contextmanager
+    def ema_scope(self):
+        """Use the averaged weights inside the ``with`` block; without EMA, do nothing."""
+        with self.model_ema.swapped_into(self) if self.model_ema is not None else nullcontext():
+            yield
+
+    def export_state(self) -> dict[str, torch.Tensor]:
+        """Return the weights to ship, averaged if there is an average, by their published names."""
+        with self.ema_scope():
+            state = {k: v.clone() for k, v in self.state_dict().items() if not k.startswith("model_ema.")}
+        return {f"{FIRST_STAGE}{name}": tensor for name, tensor in state.items()}
 
 
 class _As(nn.Module):

@@ -12,11 +12,13 @@ from torch import nn
 
 from ldm.checkpoint import Checkpoint, LoadReport, load_into, read_checkpoint
 from ldm.config import instantiate_from_config
-from ldm.diffusion.conditioning import Conditioning
+from ldm.diffusion.conditioning import Conditioning, drop_conditioning
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.loss import sample_losses
+from ldm.diffusion.loss import change_weights, min_snr_weights, prior_preservation, sample_losses
 from ldm.diffusion.parameterization import check_parameterization, target
 from ldm.diffusion.schedule import Schedule, make_betas
+from ldm.models.optimizer import make_optimizer
+from ldm.models.steps import finished_step, step_generator
 from ldm.modules.ema import LitEma
 
 logger = logging.getLogger(__name__)
@@ -64,11 +66,27 @@ class LatentDiffusion(pl.LightningModule):
         cond_stage_trainable: bool = False,
         ckpt_path: str | None = None,
         weights: str = "auto",
+        unet_trainable: bool = True,
+        learning_rate: float = 1e-6,
+        optimizer_config: Any = None,
+        scheduler_config: Any = None,
+        reg_weight: float = 1.0,
+        dropout_text: float = 0.0,
+        dropout_image: float = 0.0,
+        dropout_both: float = 0.0,
+        min_snr_gamma: float | None = None,
+        t_power: float = 1.0,
+        change_weight: float = 0.0,
     ):
         """Build the parts from their configs, and load ``ckpt_path`` into them if it is given.
 
         scale_factor: multiplies the latent that is diffused (not ``c_concat``). weights: "ema", "raw" or "auto",
-        which copy of the UNet to load. Raises ValueError for unknown names or a checkpoint that does not fit.
+        which copy of the UNet to load. The rest is for training: unet_trainable and cond_stage_trainable say what
+        learns; dropout_*: probabilities of dropping the text, the picture, or both; reg_weight: of the
+        regularization half of a batch; min_snr_gamma: None for the plain loss; t_power: time indices are
+        ``T u^(1/t_power)``, 1 uniform, more draws noisier ones; change_weight: how much more a latent position
+        counts where the pair's two pictures differ. Raises ValueError for unknown names or a checkpoint that does
+        not fit.
         """
         super().__init__()
         if conditioning_key not in CONDITIONING_KEYS:
@@ -82,6 +100,15 @@ class LatentDiffusion(pl.LightningModule):
         self.model = DiffusionWrapper(instantiate_from_config(unet_config), conditioning_key)
         self.first_stage_model = instantiate_from_config(first_stage_config).requires_grad_(False)
         self.cond_stage_model = instantiate_from_config(cond_stage_config).requires_grad_(cond_stage_trainable)
+        self.model.requires_grad_(unet_trainable)
+        self.learning_rate, self.optimizer_config, self.scheduler_config = (
+            learning_rate,
+            optimizer_config,
+            scheduler_config,
+        )
+        self.reg_weight, self.min_snr_gamma, self.t_power = reg_weight, min_snr_gamma, t_power
+        self.dropout = {"text": dropout_text, "image": dropout_image, "both": dropout_both}
+        self.change_weight = change_weight
         self._check_channels()
         if ckpt_path is not None:
             logger.info(self.load_checkpoint(ckpt_path, weights).summary())
@@ -151,15 +178,84 @@ class LatentDiffusion(pl.LightningModule):
         return self.encode_first_stage(x).mode()
 
     def p_losses(
-        self, z: torch.Tensor, conditioning: Conditioning, t: torch.Tensor, noise: torch.Tensor
+        self,
+        z: torch.Tensor,
+        conditioning: Conditioning,
+        t: torch.Tensor,
+        noise: torch.Tensor,
+        weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the loss of each sample, ``(b,)``, at time indices ``t`` (integers) with the given noise.
 
-        z, noise: ``b c h w``, z scaled. Ho et al. 2020, eq. 14, for eps; the same error of the other targets.
+        z, noise: ``b c h w``, z scaled; weight: ``b 1 h w`` on the positions, None for equal ones.
+        Ho et al. 2020, eq. 14, for eps; the same error of the other targets.
         """
         alpha, sigma = self.schedule.alpha_sigma(t, z)
         prediction = self.apply_model(alpha * z + sigma * noise, t, conditioning)
-        return sample_losses(prediction, target(self.parameterization, z, noise, alpha, sigma), self.loss_type)
+        wanted = target(self.parameterization, z, noise, alpha, sigma)
+        losses = sample_losses(prediction, wanted, self.loss_type, weight)
+        if self.min_snr_gamma is not None:
+            losses = losses * min_snr_weights(self.schedule, t, self.parameterization, self.min_snr_gamma)
+        return losses
+
+    def latents(
+        self, batch: dict[str, Any], generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the scaled latent of ``edited`` and the unscaled one of ``input`` (None without), without gradient.
+
+        batch: pictures (``edited``, ``input``) or what ``LatentCache`` made of them.
+        """
+        with torch.no_grad():
+            if "edited_mean" in batch:
+                mean, std, c_concat = batch["edited_mean"], batch["edited_std"], batch.get("c_concat")
+                z = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
+            else:
+                z = self.encode_first_stage(batch["edited"]).sample(generator)
+                c_concat = self.picture_condition(batch["input"]) if "input" in batch else None
+        return z.float() * self.scale_factor, None if c_concat is None else c_concat.float()
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
+        """Return the loss of a batch; its halves are logged as train/instance and train/reg.
+
+        batch: what ``latents`` takes, ``text`` (b strings), and optionally ``is_reg`` (b booleans). All random
+        numbers come from the run's seed and the step.
+        """
+        generator = step_generator(self, batch_index)
+        z, c_concat = self.latents(batch, generator)
+        b, device = len(z), z.device
+        u = torch.rand(b, generator=generator)
+        t = (len(self.schedule) * u ** (1 / self.t_power)).long().clamp(max=len(self.schedule) - 1).to(device)
+        noise = torch.randn(z.shape, generator=generator).to(device)
+        conditioning = Conditioning(self._states_for_training(batch["text"]), c_concat)
+        if any(self.dropout.values()):
+            null = self._states_for_training([""])
+            conditioning = drop_conditioning(conditioning, null, generator, **self.dropout)
+        weight = None
+        if self.change_weight and c_concat is not None:
+            weight = change_weights(z, c_concat * self.scale_factor, self.change_weight)
+        losses = self.p_losses(z, conditioning, t, noise, weight)
+        is_reg = batch.get("is_reg", torch.zeros(b, dtype=torch.bool, device=device))
+        loss, parts = prior_preservation(losses, is_reg, self.reg_weight)
+        self.log_dict({f"train/{name}": value.detach() for name, value in {"loss": loss, **parts}.items()})
+        return loss
+
+    def _states_for_training(self, texts: list[str]) -> torch.Tensor:
+        with torch.set_grad_enabled(self.cond_stage_trainable and torch.is_grad_enabled()):
+            return self.get_learned_conditioning(texts)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Move the averages after each optimiser step."""
+        if self.model_ema is not None and finished_step(self):
+            self.model_ema.update(self.model)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimiser of all that is to learn."""
+        return make_optimizer(self.parameters(), self.learning_rate, self.optimizer_config, self.scheduler_config)
+
+    def export_state(self) -> dict[str, torch.Tensor]:
+        """Return the weights to ship, averaged if there is an average, by their published names."""
+        with self.ema_scope():
+            return {k: v.clone() for k, v in self.state_dict().items() if not k.startswith("model_ema.")}
 
     @contextmanager
     def ema_scope(self):

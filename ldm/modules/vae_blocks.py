@@ -8,18 +8,18 @@ from einops import rearrange
 from torch import nn
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
     """Two normalised convolutions and a skip."""
 
-    def __init__(self, channels: int, out_channels: int, dropout: float = 0.0):
+    def __init__(self, channels: int, out_channels: int, dropout: float = 0.0, groups: int = 32):
         super().__init__()
-        self.norm1 = _norm(channels)
+        self.norm1 = _norm(channels, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
@@ -35,9 +35,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over positions."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int = 32):
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -79,11 +79,11 @@ class Upsample(nn.Module):
 class Middle(nn.Module):
     """The lowest resolution: a block, attention, a block."""
 
-    def __init__(self, channels: int, dropout: float):
+    def __init__(self, channels: int, dropout: float, groups: int):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels, dropout)
+        self.block_1 = ResnetBlock(channels, channels, dropout, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, dropout, groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``b c h w`` to ``b c h w``."""
@@ -98,7 +98,8 @@ class Level(nn.Module):
         super().__init__()
         self.block = nn.ModuleList(blocks)
         width = blocks[-1].conv2.out_channels
-        self.attn = nn.ModuleList(AttnBlock(width) for _ in blocks) if attention else nn.ModuleList()
+        groups = blocks[-1].norm2.num_groups
+        self.attn = nn.ModuleList(AttnBlock(width, groups) for _ in blocks if attention)
         self._resample = next(iter(resample), None)
         for name, module in resample.items():
             self.add_module(name, module)
@@ -126,20 +127,23 @@ class Encoder(nn.Module):
         attn_resolutions: list[int] = (),
         dropout: float = 0.0,
         double_z: bool = True,
+        num_groups: int = 32,
     ):
         """double_z: give mean and log-variance (2 z_channels); attention at the sizes in attn_resolutions, counted
-        from ``resolution``."""
+        from ``resolution``. num_groups: of the group norms; published files have 32, narrow networks need fewer
+        (one channel a group loses the picture's colours)."""
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         self.down = nn.ModuleList()
         width = ch
         for i, mult in enumerate(ch_mult):
-            blocks = [ResnetBlock(width if j == 0 else ch * mult, ch * mult, dropout) for j in range(num_res_blocks)]
+            widths = [width] + [ch * mult] * num_res_blocks
             width = ch * mult
+            blocks = [ResnetBlock(w, width, dropout, num_groups) for w in widths[:-1]]
             resample = {"downsample": Downsample(width)} if i < len(ch_mult) - 1 else {}
             self.down.append(Level(blocks, resolution // 2**i in attn_resolutions, **resample))
-        self.mid = Middle(width, dropout)
-        self.norm_out = _norm(width)
+        self.mid = Middle(width, dropout, num_groups)
+        self.norm_out = _norm(width, num_groups)
         self.conv_out = nn.Conv2d(width, z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -163,22 +167,22 @@ class Decoder(nn.Module):
         out_ch: int = 3,
         attn_resolutions: list[int] = (),
         dropout: float = 0.0,
+        num_groups: int = 32,
     ):
         """Mirror of ``Encoder``, with one block more per level."""
         super().__init__()
         width = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = Middle(width, dropout)
+        self.mid = Middle(width, dropout, num_groups)
         levels = []
         for i, mult in reversed(list(enumerate(ch_mult))):
-            blocks = [
-                ResnetBlock(width if j == 0 else ch * mult, ch * mult, dropout) for j in range(num_res_blocks + 1)
-            ]
+            widths = [width] + [ch * mult] * (num_res_blocks + 1)
             width = ch * mult
+            blocks = [ResnetBlock(w, width, dropout, num_groups) for w in widths[:-1]]
             resample = {"upsample": Upsample(width)} if i else {}
             levels.insert(0, Level(blocks, resolution // 2**i in attn_resolutions, **resample))
         self.up = nn.ModuleList(levels)
-        self.norm_out = _norm(width)
+        self.norm_out = _norm(width, num_groups)
         self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:

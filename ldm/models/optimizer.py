@@ -1,0 +1,35 @@
+"""The optimiser and the learning-rate schedule of a run, from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm.config import instantiate_from_config
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    optimizer_config: Any = None,
+    scheduler_config: Any = None,
+) -> dict[str, Any]:
+    """Return what Lightning's ``configure_optimizers`` wants.
+
+    optimizer_config: ``target`` + ``params`` of any torch-like optimiser (8-bit and schedule-free ones drop in);
+    default AdamW. scheduler_config: a class with ``schedule(step) -> factor`` on the learning rate.
+    Raises ValueError if there is nothing to train.
+    """
+    parameters = [p for p in parameters if p.requires_grad]
+    if not parameters:
+        raise ValueError("nothing to train: every parameter is frozen")
+    config = optimizer_config or {"target": "torch.optim.AdamW", "params": {"weight_decay": 0.01}}
+    optimizer = instantiate_from_config(config, params=parameters, lr=learning_rate)
+    if not scheduler_config:
+        return {"optimizer": optimizer}
+    schedule = instantiate_from_config(scheduler_config).schedule
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1}}

@@ -1,0 +1,90 @@
+"""The sprite world as training data: pictures, captioned pictures and edit triplets, each drawn when it is asked for.
+
+Item i is a pure function of (seed, i): it does not matter which worker draws it, or when.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ldm.data.images import to_tensor
+from ldm.spriteworld.instructions import RARE_SHARE, caption, random_edit
+from ldm.spriteworld.scene import COLOURS, PATTERNS, Coat, Scene, coloured, draw, random_scene, subject_mask
+
+Item = dict[str, Any]
+
+
+class _Drawn(Dataset):
+    def __init__(self, length: int, seed: int = 0, size: int = 64):
+        """length: how many different items there are; size: pixels of a side."""
+        if length < 1:
+            raise ValueError(f"length is {length}; a dataset needs at least 1 item")
+        self.length, self.seed, self.size = length, seed, size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, int(index)])
+
+    def _picture(self, scene: Scene) -> torch.Tensor:
+        return to_tensor(draw(scene, self.size))[0]
+
+
+class SpritePictures(_Drawn):
+    """Pictures for a first stage: ``edited`` (3 h w, [-1, 1]) and ``weight`` (1 h w, higher inside the animal).
+
+    Half of the animals wear any two colours in any pattern, so that a subject's marks survive without being seen.
+    """
+
+    def __init__(self, length: int, seed: int = 0, size: int = 64, subject_weight: float = 4.0):
+        """subject_weight: how much more a pixel of the animal counts than one of the background."""
+        super().__init__(length, seed, size)
+        self.subject_weight = subject_weight
+
+    def __getitem__(self, index: int) -> Item:
+        """Return item ``index``."""
+        rng = self._rng(index)
+        scene = random_scene(rng)
+        if rng.random() < 0.5:
+            main, second = (tuple(int(v) for v in rng.integers(10, 250, 3)) for _ in range(2))
+            scene = random_scene(rng, coat=Coat(main, second, str(rng.choice(tuple(PATTERNS)))))
+        mask = torch.from_numpy(np.asarray(subject_mask(scene, self.size), dtype=np.float32) / 255)[None]
+        return {"edited": self._picture(scene), "weight": 1 + self.subject_weight * mask}
+
+
+class SpriteCaptions(_Drawn):
+    """Captioned pictures for text to image: ``edited`` and ``text``."""
+
+    def __init__(self, length: int, seed: int = 0, size: int = 64, rare_share: float = RARE_SHARE):
+        """rare_share: the share of captions with a meaningless rare word before the class word."""
+        super().__init__(length, seed, size)
+        self.rare_share = rare_share
+
+    def __getitem__(self, index: int) -> Item:
+        """Return item ``index``."""
+        rng = self._rng(index)
+        scene = random_scene(rng)
+        if rng.random() < 0.2:
+            coat = coloured(scene.coat, str(rng.choice(tuple(COLOURS))))
+            scene = Scene(**{**scene.__dict__, "coat": coat, "style": "day"})
+        return {"edited": self._picture(scene), "text": caption(scene, rng, self.rare_share)}
+
+
+class SpriteTriplets(_Drawn):
+    """Edits: ``input`` and ``edited`` pictures (3 h w, [-1, 1]) and the instruction as ``text``."""
+
+    def __init__(self, length: int, seed: int = 0, size: int = 64, rare_share: float = RARE_SHARE):
+        """rare_share: the share of class instructions with a meaningless rare word before the class word."""
+        super().__init__(length, seed, size)
+        self.rare_share = rare_share
+
+    def __getitem__(self, index: int) -> Item:
+        """Return item ``index``."""
+        edit = random_edit(self._rng(index), rare_share=self.rare_share)
+        pictures = {"input": self._picture(edit.source), "edited": self._picture(edit.target)}
+        return {**pictures, "text": edit.instruction}

@@ -1,0 +1,113 @@
+"""What happens beside the steps: checkpoints, pictures, and a clear end when the run is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+
+from ldm.checkpoint import save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints(pl.Callback):
+    """Keep ``last.ckpt`` (everything, to resume from) and weights alone at named steps (to use).
+
+    Both are written under a temporary name and then renamed.
+    """
+
+    def __init__(self, folder: Path, keep_at: list[int], every: int, metadata: dict[str, Any]):
+        """keep_at: optimiser steps whose weights are kept; every: steps between two writings of ``last.ckpt``."""
+        self.folder, self.keep_at, self.every, self.metadata = folder, set(keep_at), every, metadata
+        self._done = -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Write what is due at this step."""
+        step = trainer.global_step
+        if step == self._done:
+            return
+        self._done = step
+        if step in self.keep_at:
+            self.keep(trainer, pl_module)
+        if step % self.every == 0:
+            self.save_last(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``last.ckpt`` at the end, also when the run was told to stop."""
+        self.save_last(trainer)
+
+    def save_last(self, trainer: pl.Trainer) -> None:
+        """Write ``last.ckpt``: weights, optimiser, schedules, and how far the run is."""
+        path = self.folder / "last.ckpt"
+        temporary = path.with_name(".last.ckpt.tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, path)
+
+    def keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the weights alone, in fp16, by the published names."""
+        if trainer.is_global_zero:
+            path = self.folder / f"step={trainer.global_step}.safetensors"
+            state = {k: v.half() if v.is_floating_point() else v for k, v in pl_module.export_state().items()}
+            save_checkpoint(path, state, {**self.metadata, "step": trainer.global_step})
+            logger.info("weights of step %d: %s", trainer.global_step, path)
+
+
+class Sheets(pl.Callback):
+    """Make a picture of what the model does, at set steps, into the run's ``images/``."""
+
+    def __init__(self, folder: Path, every: int, draw: Callable[[pl.LightningModule], Image.Image]):
+        """draw: returns the sheet for the model, which is in evaluation mode with its averaged weights."""
+        self.folder, self.every, self.draw = folder, every, draw
+        self._done = -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Draw at this step if it is due."""
+        step = trainer.global_step
+        if step == self._done or step % self.every or not trainer.is_global_zero:
+            return
+        self._done = step
+        pl_module.eval()
+        try:
+            with torch.no_grad(), pl_module.ema_scope():
+                self.draw(pl_module).save(self.folder / f"step={step}.png")
+        finally:
+            pl_module.train()
+
+
+class StopOnSignal(pl.Callback):
+    """On SIGTERM or SIGINT finish the step, save and end; a second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the two signals."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            signal.signal(number, self._previous[number])
+            signal.raise_signal(number)
+        self.received = number
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Ask the trainer to stop after this step."""
+        if self.received is not None and not trainer.should_stop:
+            logger.warning("%s received: saving and stopping", signal.Signals(self.received).name)
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,935 @@
+"""Checkpoints of every format: what is read, what is reported, what is refused, and that nothing in a file runs."""
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from ldm.checkpoint import fingerprint, load_into, read_checkpoint, save_checkpoint
+from ldm.models.autoencoder import load_first_stage
+from ldm.models.build import load_model
+from tests.conftest import build_tiny, randomize, tiny_config
+from tests.models.reference import diffusers_unet, diffusers_vae, relative, transformers_text
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+LAST = "model.diffusion_model.out.2.bias"
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+
+
+class EarlyStopping:
+    """Stands for the callback classes that Lightning 1.x writes as dictionary keys."""
+
+
+def config(in_channels: int = 8):
+    return OmegaConf.create(tiny_config(in_channels))
+
+
+def alphas_cumprod(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> torch.Tensor:
+    betas = np.linspace(start**0.5, end**0.5, steps) ** 2
+    return torch.from_numpy(np.cumprod(1 - betas)).float()
+
+
+def ema_of(name: str) -> str:
+    return "model_ema." + name[len("model.") :].replace(".", "")
+
+
+@pytest.fixture(scope="module")
+def raw(tiny_model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def published(raw) -> dict[str, torch.Tensor]:
+    """Everything that a published file holds: weights, averages (each 1 larger), schedule, loss."""
+    state = dict(raw)
+    state |= {ema_of(n): t + 1 for n, t in raw.items() if n.startswith("model.")}
+    state |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7, dtype=torch.int)}
+    state |= {"alphas_cumprod": alphas_cumprod(), "betas": torch.rand(1000), "logvar": torch.zeros(1000)}
+    state |= {"first_stage_model.loss.logvar": torch.zeros(())}
+    return state
+
+
+def lightning(state: dict[str, torch.Tensor]) -> dict:
+    moments = {"step": 3, "exp_avg": torch.ones(3), "exp_avg_sq": np.float32(2.0)}
+    return {
+        "epoch": 2,
+        "global_step": 22000,
+        "pytorch-lightning_version": "1.4.2",
+        "state_dict": OrderedDict(state),
+        "callbacks": {EarlyStopping: {"best_model_score": np.float64(0.25), "monitor": "val/loss", "dirpath": "x"}},
+        "optimizer_states": [{"state": {0: moments}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999)}]}],
+        "lr_schedulers": [{"base_lrs": [1e-4], "lr_lambdas": [None], "done": {1, 2}}],
+    }
+
+
+@pytest.fixture(scope="module")
+def lightning_ckpt(published, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("lightning") / "instruct-pix2pix-00-22000.ckpt"
+    torch.save(lightning(published), path)
+    return path
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype, name
+        assert torch.equal(ours[name], tensor), name
+
+
+# What is read
+
+
+def test_lightning_file_is_read_whole(lightning_ckpt, published):
+    checkpoint = read_checkpoint(lightning_ckpt)
+    assert_same(checkpoint.tensors, published)
+    assert checkpoint.metadata["global_step"] == 22000
+    assert checkpoint.metadata["pytorch-lightning_version"] == "1.4.2"
+    assert checkpoint.has_ema
+    sizes = {family: len(tensors) for family, tensors in checkpoint.families().items()}
+    n = sum(name.startswith("model.") for name in published)
+    assert sizes["unet"] == n
+    assert sizes["unet (EMA)"] == n + 2
+    assert sizes["schedule"] == 3
+    assert sizes["first stage"] > 0
+    assert sizes["text encoder"] > 0
+
+
+@pytest.mark.parametrize(("weights", "added", "used"), [("raw", 0, "raw"), ("ema", 1, "ema"), ("auto", 1, "ema")])
+def test_raw_and_ema_are_chosen(lightning_ckpt, raw, weights, added, used):
+    model = build_tiny(seed=5)
+    report = model.load_checkpoint(lightning_ckpt, weights)
+    assert (report.weights, report.missing, report.unexpected, report.mismatched) == (used, [], [], [])
+    for name, tensor in model.state_dict().items():
+        expected = raw[name] + added if name.startswith("model.") else raw[name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_load_model_takes_ema_by_itself_and_owns_its_weights(lightning_ckpt, raw):
+    model = load_model(lightning_ckpt, config())
+    state = model.state_dict()
+    assert torch.equal(state[FIRST], raw[FIRST] + 1)
+    assert not model.training
+    assert not any(p.requires_grad or p.is_meta for p in model.parameters())
+    assert torch.equal(load_model(lightning_ckpt, config(), weights="raw").state_dict()[FIRST], raw[FIRST])
+
+
+def test_auto_without_ema_is_raw(tmp_path, raw):
+    save_file(raw, tmp_path / "raw.safetensors")
+    assert build_tiny(seed=5).load_checkpoint(tmp_path / "raw.safetensors").weights == "raw"
+
+
+def test_ema_that_is_not_there_is_an_error(tmp_path, raw):
+    save_file(raw, tmp_path / "raw.safetensors")
+    with pytest.raises(ValueError, match="EMA weights missing"):
+        load_model(tmp_path / "raw.safetensors", config(), weights="ema")
+
+
+@pytest.mark.parametrize("weights", ["auto", "ema"])
+def test_ema_that_is_half_there_is_an_error_and_never_mixed(tmp_path, published, weights):
+    half = {n: t for n, t in published.items() if not n.startswith("model_ema.diffusion_modeloutput_blocks")}
+    torch.save(lightning(half), tmp_path / "half.ckpt")
+    with pytest.raises(ValueError, match=r"EMA weights missing .*output_blocks.*weights: raw"):
+        load_model(tmp_path / "half.ckpt", config(), weights=weights)
+    load_model(tmp_path / "half.ckpt", config(), weights="raw")
+
+
+def test_unknown_choice_of_weights(lightning_ckpt):
+    with pytest.raises(ValueError, match="unknown weights 'best'"):
+        build_tiny().load_checkpoint(lightning_ckpt, "best")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_pickle_format_reads_equal(tmp_path, published, zipped, protocol):
+    content = lightning(published)
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    checkpoint = read_checkpoint(tmp_path / "x.pt")
+    assert_same(checkpoint.tensors, published)
+    assert checkpoint.metadata["global_step"] == 22000
+
+
+def test_bare_state_dict_and_safetensors_read_equal(tmp_path, published):
+    torch.save(published, tmp_path / "bare.bin")
+    save_file(published, tmp_path / "x.safetensors")
+    assert_same(read_checkpoint(tmp_path / "bare.bin").tensors, published)
+    assert_same(read_checkpoint(tmp_path / "x.safetensors").tensors, published)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_type_and_layout_of_tensor(tmp_path, zipped):
+    base = torch.arange(24.0).reshape(4, 6)
+    state = {
+        "transposed": base.t(),
+        "part": base[1:3, ::2],
+        "same storage": base[2],
+        "expanded": torch.tensor([3.0]).expand(4, 2),
+        "scalar": torch.tensor(1.5),
+        "empty": torch.empty(0, 3),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
+    kinds = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.bool)
+    state |= {str(kind): torch.tensor([0, 1, 1]).to(kind) for kind in (*kinds, torch.uint8)}
+    torch.save({"state_dict": state}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    assert_same(read_checkpoint(tmp_path / "x.pt").tensors, {n: t.detach() for n, t in state.items()})
+
+
+def test_safetensors_are_told_whatever_the_length_of_their_header(tmp_path):
+    """The file begins with that length: some begin with the byte 0x80 as pickles do, or with the PK of a zip."""
+    path = tmp_path / "x.safetensors"
+    for first in (b"\x80", b"PK"):
+        for n in range(0, 30000, 8):
+            header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"__metadata__":{"a":"%s"}}' % (b"x" * n)
+            header += b" " * (-len(header) % 8)
+            length = struct.pack("<Q", len(header))
+            if length.startswith(first):
+                break
+        assert length.startswith(first)
+        path.write_bytes(length + header + struct.pack("<f", 2.5))
+        assert read_checkpoint(path).tensors["w"].tolist() == [2.5]
+
+
+def test_names_do_not_decide_the_format(tmp_path, raw):
+    save_file(raw, tmp_path / "wrong.ckpt")
+    torch.save({"state_dict": raw}, tmp_path / "wrong.safetensors")
+    assert read_checkpoint(tmp_path / "wrong.ckpt").format == "safetensors"
+    assert_same(read_checkpoint(tmp_path / "wrong.safetensors").tensors, raw)
+
+
+# The diffusers folder, and parts by themselves
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return randomize(diffusers_unet(8), 11), randomize(diffusers_vae(), 12), randomize(transformers_text(), 13)
+
+
+@pytest.fixture(scope="module")
+def folder(reference, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("diffusers")
+    for part, name in zip(reference, ("unet", "vae", "text_encoder"), strict=True):
+        part.save_pretrained(path / name, safe_serialization=True)
+    return path
+
+
+def assert_equals_reference(model, reference) -> None:
+    from ldm.diffusion.conditioning import Conditioning
+    from ldm.modules.text import tokenize
+
+    unet, vae, text = reference
+    z, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 77, 32)
+    picture, x = torch.randn(2, 4, 8, 8), torch.rand(1, 3, 64, 64) * 2 - 1
+    words = ["turn the wolf into a sks dog"]
+    with torch.no_grad():
+        eps = model.apply_model(z, t, Conditioning(context, picture))
+        assert relative(eps, unet(torch.cat([z, picture], 1), t, context).sample) < 1e-5
+        assert relative(model.encode_first_stage(x).mode(), vae.encode(x).latent_dist.mode()) < 1e-5
+        assert relative(model.decode_first_stage(z), vae.decode(z / 0.18215).sample) < 1e-5
+        states = text(input_ids=tokenize(words)).last_hidden_state
+        assert relative(model.get_learned_conditioning(words), states) < 1e-5
+
+
+def test_diffusers_folder_gives_the_same_model(folder, reference):
+    assert read_checkpoint(folder).format == "diffusers"
+    assert_equals_reference(load_model(folder, config()), reference)
+
+
+def test_diffusers_folder_prefers_the_plain_file(folder, tmp_path, reference):
+    """Stable Diffusion's own folder holds a half-precision copy and one of raw weights ("non_ema") beside it."""
+    target = tmp_path / "copy"
+    for part in ("unet", "vae", "text_encoder"):
+        (target / part).mkdir(parents=True)
+        for file in (folder / part).glob("*.safetensors"):
+            (target / part / file.name).symlink_to(file)
+    unet = target / "unet"
+    state = reference[0].state_dict()
+    save_file({n: (t + 1).half() for n, t in state.items()}, unet / "diffusion_pytorch_model.fp16.safetensors")
+    save_file({n: t + 2 for n, t in state.items()}, unet / "diffusion_pytorch_model.non_ema.safetensors")
+    assert_equals_reference(load_model(target, config()), reference)
+
+
+def test_a_folder_without_a_part_says_which_names_are_missing(folder, tmp_path):
+    (tmp_path / "unet").symlink_to(folder / "unet")
+    with pytest.raises(ValueError, match=r"missing: .*(cond_stage_model|first_stage_model)"):
+        load_model(tmp_path, config())
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+def test_bare_first_stage_of_diffusers(tmp_path, lightning_ckpt, raw, reference, old_names):
+    state = {n: t.contiguous() for n, t in reference[1].state_dict().items()}
+    if old_names:
+        for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+            state = {n.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): t for n, t in state.items()}
+        assert "decoder.mid_block.attentions.0.proj_attn.weight" in state
+    save_file(state, tmp_path / "vae.safetensors")
+    model = load_model(lightning_ckpt, config(), vae_ckpt=tmp_path / "vae.safetensors")
+    z = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        assert relative(model.decode_first_stage(z), reference[1].decode(z / 0.18215).sample) < 1e-5
+    assert torch.equal(model.state_dict()[FIRST], raw[FIRST] + 1)  # the rest is left alone
+
+
+def test_bare_first_stage_of_compvis(tmp_path, lightning_ckpt, raw):
+    """Like kl-f8 and vae-ft-mse-840000: names without prefix, the discriminator beside them, its own EMA."""
+    own = {n[len(VAE) :]: t + 3 for n, t in raw.items() if n.startswith(VAE)}
+    others = {"loss.discriminator.main.0.weight": torch.ones(2), "model_ema.decay": torch.tensor(0.9)}
+    torch.save({"state_dict": own | others, "global_step": 1}, tmp_path / "vae.ckpt")
+    model = load_model(lightning_ckpt, config(), vae_ckpt=tmp_path / "vae.ckpt")
+    for name, tensor in model.state_dict().items():
+        if name.startswith(VAE):
+            assert torch.equal(tensor, raw[name] + 3), name
+
+
+def test_first_stage_out_of_a_whole_model(lightning_ckpt, raw):
+    model = build_tiny(seed=5)
+    summary = load_first_stage(model.first_stage_model, str(lightning_ckpt))
+    assert torch.equal(model.first_stage_model.conv_in_weight, raw[VAE]) if False else True
+    assert torch.equal(model.first_stage_model.encoder.conv_in.weight, raw[f"{VAE}encoder.conv_in.weight"])
+    assert "unexpected" not in summary  # the rest of the model is no surprise
+
+
+def test_a_first_stage_file_without_a_first_stage(tmp_path, lightning_ckpt):
+    save_file({"something.weight": torch.ones(2)}, tmp_path / "vae.safetensors")
+    with pytest.raises(ValueError, match=r"vae\.safetensors.*missing"):
+        load_model(lightning_ckpt, config(), vae_ckpt=tmp_path / "vae.safetensors")
+
+
+def test_text_encoder_without_its_text_model_level(tmp_path, raw):
+    """transformers 5 saves it so; loaded leniently it would stay random, and nothing would say so."""
+    state = {n.replace(f"{TEXT}text_model.", TEXT): t for n, t in raw.items()}
+    state = {n: t for n, t in state.items() if not n.endswith("position_ids")}
+    assert f"{TEXT}embeddings.token_embedding.weight" in state
+    save_file(state, tmp_path / "x.safetensors")
+    model = build_tiny(seed=5)
+    report = model.load_checkpoint(tmp_path / "x.safetensors")
+    assert (report.missing, report.unexpected) == ([], [])
+    assert all(torch.equal(t, raw[n]) for n, t in model.state_dict().items())
+
+
+def test_bare_parts_are_told_apart(folder):
+    families = {}
+    for part in ("unet", "vae", "text_encoder"):
+        (file,) = (folder / part).glob("*.safetensors")
+        families[part] = set(read_checkpoint(file).families())
+    assert families == {"unet": {"unet"}, "vae": {"first stage"}, "text_encoder": {"text encoder"}}
+
+
+# How it is put into a model
+
+
+def test_half_precision_file_and_precisions(tmp_path, raw):
+    halves = {n: t.half() if t.is_floating_point() else t for n, t in raw.items()}
+    save_file(halves, tmp_path / "half.safetensors")
+    for precision, unet, first_stage in (
+        ("fp32", torch.float32, torch.float32),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+        ("fp16", torch.float16, torch.float32),
+    ):
+        state = load_model(tmp_path / "half.safetensors", config(), precision=precision).state_dict()
+        for name, tensor in state.items():
+            kind = {UNET: unet, VAE: first_stage}.get(next((p for p in (UNET, VAE) if name.startswith(p)), ""))
+            kind = halves[name].dtype if not halves[name].is_floating_point() else kind or torch.float32
+            assert tensor.dtype == kind, (precision, name)
+            assert torch.equal(tensor, halves[name].to(kind)), (precision, name)
+
+
+def test_four_channels_into_eight_adds_zeros_and_says_so(tmp_path, raw):
+    start = build_tiny(4, seed=3)
+    save_file({n: t.clone() for n, t in start.state_dict().items()}, tmp_path / "sd.safetensors")
+    model = build_tiny(8, seed=5)
+    report = model.load_checkpoint(tmp_path / "sd.safetensors")
+    weight = model.state_dict()[FIRST]
+    assert weight.shape[1] == 8
+    assert torch.equal(weight[:, :4], start.state_dict()[FIRST])
+    assert weight[:, 4:].abs().max() == 0
+    assert "4 new input channels" in report.summary()
+    assert FIRST in report.summary()
+    assert "zero" in report.summary()
+    assert load_model(tmp_path / "sd.safetensors", config()).state_dict()[FIRST][:, 4:].abs().max() == 0
+
+
+def test_eight_channels_into_four_is_an_error(tmp_path, raw):
+    save_file(raw, tmp_path / "edit.safetensors")
+    with pytest.raises(ValueError, match=r"input_blocks\.0\.0\.weight \(32, 8, 3, 3\) for \(32, 4, 3, 3\)"):
+        load_model(tmp_path / "edit.safetensors", config(4))
+
+
+def test_missing_misshaped_and_unexpected_are_named(tmp_path, raw):
+    state = dict(raw)
+    del state[LAST]
+    state[f"{VAE}quant_conv.weight"] = torch.ones(8, 9, 1, 1)
+    state["model.diffusion_model.surprise"] = torch.ones(2)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError) as caught:
+        load_model(tmp_path / "x.safetensors", config())
+    message = str(caught.value)
+    assert "x.safetensors" in message
+    assert f"1 missing: {LAST}" in message
+    assert f"{VAE}quant_conv.weight (8, 9, 1, 1) for (8, 8, 1, 1)" in message
+    assert "1 unexpected: model.diffusion_model.surprise" in message
+    assert "\n" not in message
+
+
+def test_nothing_is_changed_by_a_checkpoint_that_does_not_fit(tmp_path, raw):
+    state = {n: t for n, t in raw.items() if n != LAST}
+    save_file(state, tmp_path / "x.safetensors")
+    model = build_tiny(seed=5)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match="missing"):
+        model.load_checkpoint(tmp_path / "x.safetensors")
+    assert_same(model.state_dict(), before)
+
+
+def test_unexpected_alone_loads_with_a_report(tmp_path, raw, caplog):
+    save_file(raw | {"control_model.weight": torch.ones(2)}, tmp_path / "x.safetensors")
+    with caplog.at_level("WARNING"):
+        load_model(tmp_path / "x.safetensors", config())
+    assert "control_model.weight" in caplog.text
+
+
+def test_another_noise_schedule_is_refused(tmp_path, raw):
+    save_file(raw | {"alphas_cumprod": alphas_cumprod(end=0.02)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"x\.safetensors.*noise schedule"):
+        load_model(tmp_path / "x.safetensors", config())
+    save_file(raw | {"alphas_cumprod": alphas_cumprod(steps=500)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="noise schedule"):
+        load_model(tmp_path / "x.safetensors", config())
+
+
+def test_only_a_part_is_loaded_where_asked(lightning_ckpt, raw):
+    model = build_tiny(seed=5)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    report = load_into(model, read_checkpoint(lightning_ckpt), "raw", only=VAE)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (raw if name.startswith(VAE) else before)[name]), name
+    assert (report.missing, report.unexpected) == ([], [])
+
+
+MEASURE = """
+import sys, threading, time, json
+import torch
+from omegaconf import OmegaConf
+import ldm.models.latent_diffusion, ldm.modules.text
+from transformers.models.clip.modeling_clip import CLIPTextModel
+from ldm.checkpoint import read_checkpoint
+from ldm.models.build import load_model
+
+def private():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+
+path, precision = sys.argv[1], sys.argv[2]
+config = OmegaConf.create(json.loads(sys.argv[3]))
+load_model(sys.argv[4], OmegaConf.create(json.loads(sys.argv[5])))  # lazy imports, thread pools
+start = private()
+checkpoint = read_checkpoint(path)
+held = private() - start
+total = sum(t.numel() * t.element_size() for t in checkpoint.tensors.values())
+peak, done = [start], threading.Event()
+
+def watch():
+    while not done.is_set():
+        peak[0] = max(peak[0], private())
+        time.sleep(0.001)
+
+thread = threading.Thread(target=watch)
+thread.start()
+model = load_model(path, config, precision=precision)
+done.set(); thread.join()
+size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+print(json.dumps({"held": held, "total": total, "peak": peak[0] - start, "model": size}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("suffix", "precision"), [(".ckpt", "bf16"), (".safetensors", "fp32")])
+def test_memory_of_reading_and_loading(tmp_path, tiny_ckpt, suffix, precision):
+    """Reading maps the file; loading keeps one copy in the model's precision (issue: model + 1 GiB at 7.7 GB)."""
+    large = tiny_config()
+    large["model"]["params"]["unet_config"]["params"]["model_channels"] = 96
+    with torch.device("meta"):
+        from ldm.config import instantiate_from_config
+
+        shapes = {n: t.shape for n, t in instantiate_from_config(large["model"]).state_dict().items()}
+    state = {n: torch.rand(s) if not n.endswith("ids") else torch.arange(77)[None] for n, s in shapes.items()}
+    state |= {ema_of(n): t + 1 for n, t in state.items() if n.startswith("model.")}
+    path = tmp_path / f"big{suffix}"
+    torch.save(lightning(state), path) if suffix == ".ckpt" else save_file(state, path)
+    assert path.stat().st_size > 150 << 20
+    args = [path, precision, json.dumps(large), tiny_ckpt, json.dumps(tiny_config())]
+    out = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+    )
+    assert out.returncode == 0, out.stderr[-2000:]
+    seen = json.loads(out.stdout.splitlines()[-1])
+    assert seen["total"] > 150 << 20
+    assert seen["held"] < 8 << 20
+    assert seen["model"] / 2 < seen["peak"] < seen["model"] + (32 << 20), seen
+
+
+# Saving, telling apart
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_saved_checkpoints_come_back(tmp_path, raw, suffix):
+    path = tmp_path / f"x{suffix}"
+    metadata = {"config": tiny_config(), "identifier": "sks", "steps": 800}
+    save_checkpoint(path, raw, metadata)
+    checkpoint = read_checkpoint(path)
+    assert_same(checkpoint.tensors, raw)
+    assert {k: checkpoint.metadata[k] for k in metadata} == metadata
+    assert torch.equal(load_model(path).state_dict()[FIRST], raw[FIRST])  # the config inside is used
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_saving_is_all_or_nothing(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"x{suffix}"
+    save_checkpoint(path, {"w": torch.ones(3)}, {"steps": 1})
+    before = path.read_bytes()
+
+    def failing(*args, **kwargs):
+        target = next(a for a in args if isinstance(a, (str, Path)))
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save", failing)
+    monkeypatch.setattr("safetensors.torch.save_file", failing)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, {"w": torch.zeros(3)}, {"steps": 2})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    monkeypatch.undo()
+    with pytest.raises(TypeError):
+        save_checkpoint(tmp_path / "y.safetensors", {"w": torch.zeros(3)}, {"bad": object()})
+    with pytest.raises(ValueError, match=r"end in \.safetensors or \.ckpt"):
+        save_checkpoint(tmp_path / "y.pth", {"w": torch.zeros(3)}, {})
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_fingerprint_tells_checkpoints_apart(tmp_path, raw, folder):
+    first, second, third = (tmp_path / f"{n}.safetensors" for n in "abc")
+    changed = {n: t.clone() for n, t in raw.items()}
+    changed[LAST][0] += 1e-3
+    save_file(raw, first)
+    save_file(raw, second)
+    save_file(changed, third)
+    assert fingerprint(first) == fingerprint(second) == fingerprint(first)
+    assert fingerprint(first) != fingerprint(third)
+    assert len(fingerprint(first)) == 16
+    assert fingerprint(folder) == fingerprint(folder) != fingerprint(first)
+
+
+def test_fingerprint_of_a_large_file_reads_little_and_sees_a_training_step(tmp_path):
+    """A training step changes every weight: any block that is read tells."""
+    path = tmp_path / "large"
+    data = np.random.default_rng(0).integers(0, 256, 80 << 20, dtype=np.uint8)
+    data.tofile(path)
+    before = fingerprint(path)
+    assert before == fingerprint(path)
+    data[::4096] ^= 1
+    data.tofile(path)
+    assert fingerprint(path) != before
+    for place in (5, -5):
+        data[place] ^= 1
+        data.tofile(path)
+        after = fingerprint(path)
+        data[place] ^= 1
+        data.tofile(path)
+        assert fingerprint(path) != after
+
+
+# Files that are no checkpoints
+
+
+def refused(path: Path, error: type[Exception] = ValueError) -> str:
+    """Read what must be refused; return the message: one line that names the file."""
+    with pytest.raises(error) as caught:
+        checkpoint = read_checkpoint(path)
+        for tensor in checkpoint.tensors.values():
+            tensor.sum()
+    message = str(caught.value)
+    assert str(path) in message, message
+    assert "\n" not in message, message
+    return message
+
+
+def zip_of(path: Path, **entries: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name.replace("__", "/"), data)
+
+
+NO_CHECKPOINTS = {
+    "empty": (b"", "empty"),
+    "html": (b"<!DOCTYPE html><html><title>Just a moment</title></html>", "web page"),
+    "html after a line": (b"\n\n <html lang='en'>", "web page"),
+    "xml error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "web page"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7703807346\n", "LFS pointer"),
+    "text": (b"Not Found", "neither"),
+    "one byte": (b"P", "neither"),
+    "json": (b'{"error": "Repository not found"}', "neither"),
+    "number": (pickle.dumps(3, protocol=2), "pickle"),
+    "zip signature only": (b"PK\x03\x04", "truncated"),
+    "pickle opcode only": (b"\x80", "truncated"),
+}
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINTS)
+def test_files_that_are_no_checkpoints(tmp_path, name):
+    content, said = NO_CHECKPOINTS[name]
+    (tmp_path / "x.ckpt").write_bytes(content)
+    assert said in refused(tmp_path / "x.ckpt")
+
+
+def test_absent_folder_without_parts_and_other_archives(tmp_path):
+    refused(tmp_path / "absent.ckpt", FileNotFoundError)
+    (tmp_path / "unet").mkdir()
+    assert "diffusers" in refused(tmp_path)
+    zip_of(tmp_path / "letter.ckpt", word__document_xml=b"<document/>")
+    assert "zip archive" in refused(tmp_path / "letter.ckpt")
+    zip_of(tmp_path / "two.ckpt", a__data=b"")
+    with zipfile.ZipFile(tmp_path / "two.ckpt", "w") as archive:
+        archive.writestr("a/data.pkl", b"N.")
+        archive.writestr("b/data.pkl", b"N.")
+    refused(tmp_path / "two.ckpt")
+    zip_of(tmp_path / "none.ckpt", **{"archive/data.pkl": b"\x80\x02N."})
+    assert "not a dictionary" in refused(tmp_path / "none.ckpt")
+    torch.save({"state_dict": [1, 2]}, tmp_path / "list.ckpt")
+    assert "not a dictionary" in refused(tmp_path / "list.ckpt")
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "hollow.ckpt")
+    assert "no tensors" in refused(tmp_path / "hollow.ckpt")
+    torch.save(torch.ones(3), tmp_path / "tensor.ckpt")
+    assert "not a dictionary" in refused(tmp_path / "tensor.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_truncated_anywhere(tmp_path, kind):
+    whole = tmp_path / "whole"
+    state = {"a.weight": torch.rand(20, 7), "b.weight": torch.rand(11).half()}
+    if kind == "safetensors":
+        save_file(state, whole)
+    else:
+        torch.save(lightning(state), whole, _use_new_zipfile_serialization=kind == "zip")
+    data = whole.read_bytes()
+    assert len(read_checkpoint(whole).tensors) == 2
+    path = tmp_path / "x.ckpt"
+    offsets = {*range(0, 40), *range(40, len(data), max(1, len(data) // 60)), *range(len(data) - 30, len(data))}
+    for offset in sorted(offsets):
+        path.write_bytes(data[:offset])
+        refused(path)
+
+
+@pytest.mark.parametrize("head", [b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x02}", b"\xff\x00\0\0\0\0\0\0{"])
+def test_random_bytes(tmp_path, head):
+    path = tmp_path / "x.ckpt"
+    for seed in range(40):
+        path.write_bytes(head + np.random.default_rng(seed).bytes(300))
+        refused(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_damaged_bytes_never_crash(tmp_path, kind):
+    """One byte changed: it may still read (a weight changed), or is refused; nothing else."""
+    whole, path = tmp_path / "whole", tmp_path / "x.ckpt"
+    state = {"a.weight": torch.rand(2, 3)}
+    if kind == "safetensors":
+        save_file(state, whole)
+    else:
+        torch.save({"state_dict": state}, whole, _use_new_zipfile_serialization=kind == "zip")
+    data = bytearray(whole.read_bytes())
+    random = np.random.default_rng(1)
+    for offset in sorted(random.choice(len(data), min(len(data), 250), replace=False)):
+        damaged = data.copy()
+        damaged[offset] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        try:
+            for tensor in read_checkpoint(path).tensors.values():
+                assert tensor.numel() < 1000
+                tensor.sum()
+        except ValueError as error:
+            assert str(path) in str(error)
+
+
+def lying(header: dict | bytes, data: bytes = b"\0" * 16, length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(shape: list, offsets: list, dtype: str = "F32") -> dict:
+    return {"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+LYING_SAFETENSORS = {
+    "longer than the file": lying(entry([4], [0, 16]), length=1 << 40),
+    "data beyond the end": lying(entry([400], [0, 1600])),
+    "shape larger than data": lying(entry([1 << 40], [0, 16])),
+    "backwards": lying(entry([4], [16, 0])),
+    "negative": lying(entry([-4], [0, 16])),
+    "overflow": lying(entry([1 << 62, 4], [0, 16])),
+    "unknown type": lying(entry([4], [0, 16], "F7")),
+    "no JSON": lying(b"{ this is no JSON "),
+    "a list": lying(b'{"w": [1, 2]}   '),
+    "our metadata no JSON": lying({"__metadata__": {"instruct2dream": "{"}, **entry([4], [0, 16])}),
+    "our metadata a list": lying({"__metadata__": {"instruct2dream": "[1]"}, **entry([4], [0, 16])}),
+    "our metadata a number": lying({"__metadata__": {"instruct2dream": "3"}, **entry([4], [0, 16])}),
+    "our metadata deep": lying({"__metadata__": {"instruct2dream": "[" * 200000}, **entry([4], [0, 16])}),
+}
+
+
+@pytest.mark.parametrize("name", LYING_SAFETENSORS)
+def test_lying_safetensors(tmp_path, name):
+    (tmp_path / "x.safetensors").write_bytes(LYING_SAFETENSORS[name])
+    refused(tmp_path / "x.safetensors")
+
+
+def test_compressed_archives_are_refused(tmp_path):
+    torch.save({"state_dict": {"w": torch.zeros(1000)}}, tmp_path / "plain.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.ckpt") as plain,
+        zipfile.ZipFile(tmp_path / "packed.ckpt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for info in plain.infolist():
+            packed.writestr(info.filename, plain.read(info))
+    assert "compressed" in refused(tmp_path / "packed.ckpt")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    """The pickle itself compressed a thousandfold: never unpacked (the limit below would break it)."""
+    path = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("archive/data.pkl", "w", force_zip64=True) as stream:
+            stream.write(b"\x80\x02")
+            block = b"N0" * (8 << 20)
+            for _ in range(24):
+                stream.write(block)
+            stream.write(b"N.")
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        refused(path)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+# Hostile pickles: nothing runs
+
+
+class Evil:
+    """Pickled, it is a call of ``function(*args)``; unpickled by ``pickle`` itself, the call is made."""
+
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+class Rebuilt:
+    """Pickled, it is a call of ``torch._utils._rebuild_tensor_v2`` with these arguments."""
+
+    def __init__(self, *args):
+        self.args = args
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, self.args
+
+
+class Storage:
+    """Pickled by ``dump``, it is a storage "0" of a claimed type, name and length."""
+
+    def __init__(self, numel: object = 4, key: object = "0", kind: object = torch.FloatStorage, tag: object = "storage"):
+        self.saved_id = (tag, kind, key, "cpu", numel)
+
+
+def dump(content: object, protocol: int = 2) -> bytes:
+    import io
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            return obj.saved_id if isinstance(obj, Storage) else None
+
+    out = io.BytesIO()
+    Pickler(out, protocol).dump(content)
+    return out.getvalue()
+
+
+CONTAINERS = ("zip", "legacy", "bare")
+
+
+def contained(path: Path, program: bytes, container: str, data: bytes = struct.pack("<4f", 1, 2, 3, 4)) -> Path:
+    """Write a pickle program as a checkpoint of one storage "0" (four floats)."""
+    if container == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", program)
+            archive.writestr("archive/data/0", data)
+            archive.writestr("archive/version", b"3\n")
+    elif container == "legacy":
+        system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+        head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, system)]
+        tail = pickle.dumps(["0"], 2) + struct.pack("<q", len(data) // 4) + data
+        path.write_bytes(b"".join(head) + program + tail)
+    else:
+        path.write_bytes(program)
+    return path
+
+
+def quiet_read(path: Path) -> dict[str, torch.Tensor] | None:
+    """Read; return the tensors, or None if the file is refused in the proper way. Nothing else may come."""
+    try:
+        tensors = read_checkpoint(path).tensors
+    except ValueError as error:
+        assert str(path) in str(error), error
+        assert "\n" not in str(error)
+        return None
+    for tensor in tensors.values():
+        tensor.sum()
+    return tensors
+
+
+def places(evil: Evil) -> dict[str, dict]:
+    weights = {"w": torch.arange(4.0)}
+    return {
+        "value": {"state_dict": weights, "x": evil},
+        "first": {"a": evil, "state_dict": weights},
+        "key": {"state_dict": weights, evil: 1},
+        "key of callbacks": {"state_dict": weights, "callbacks": {evil: {"best": 1}}},
+        "nested": {"state_dict": weights, "optimizer_states": [{"state": ({"a": [evil, (evil,)]},)}]},
+        "among the weights": {"state_dict": {**weights, "v": evil}},
+        "weight's name": {"state_dict": {**weights, evil: torch.ones(2)}},
+        "set": {"state_dict": weights, "done": {evil}},
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", list(places(Evil(print))))
+def test_code_in_a_file_never_runs_and_the_weights_are_read(tmp_path, place, zipped, protocol):
+    marker = tmp_path / "MARKER"
+    content = places(Evil(os.system, f"touch {marker}"))[place]
+    torch.save(content, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    tensors = quiet_read(tmp_path / "x.ckpt")
+    assert not marker.exists()
+    assert torch.equal(tensors["w"], torch.arange(4.0))
+    # the file is really dangerous: PyTorch itself, told to trust it, runs the code
+    torch.load(tmp_path / "x.ckpt", weights_only=False)
+    assert marker.exists()
+
+
+def _global(name: str, *, stack: bool = True) -> bytes:
+    module, _, attribute = name.partition(":")
+    if stack:
+        return b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute)) + b"\x93"
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def _text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def programs(marker: str) -> dict[str, bytes]:
+    """Pickle programs that create the marker file when ``pickle`` runs them."""
+    shell, code = _text(f"touch {marker}"), _text(f"open({marker!r}, 'w').close()")
+    start, call, stop = b"\x80\x04", b"\x85R", b"."
+    system = _global("os:system")
+    inner = pickle.dumps(Evil(os.system, f"touch {marker}"), 2)
+    rebuild = _global("torch._utils:_rebuild_tensor_v2")
+    return {
+        "system": start + system + shell + call + stop,
+        "exec": start + _global("builtins:exec") + code + call + stop,
+        "eval": start + _global("builtins:eval") + code + call + stop,
+        "old names": b"\x80\x02" + _global("__builtin__:eval", stack=False) + code + call + stop,
+        "GLOBAL": b"\x80\x02" + _global("posix:system", stack=False) + shell + call + stop,
+        "INST": b"(" + f"S'touch {marker}'\n".encode() + b"ios\nsystem\n.",
+        "OBJ": b"(" + _global("subprocess:Popen", stack=False) + b"](" + _text("touch") + _text(marker) + b"eo.",
+        "NEWOBJ": start + _global("os:_wrap_close").replace(b"_wrap_close", b"system\x93".rstrip(b"\x93"))
+        if False
+        else start + _global("subprocess:Popen") + b"](" + _text("touch") + _text(marker) + b"e" + call + stop,
+        "getattr": start
+        + _global("builtins:getattr")
+        + (_global("importlib:import_module") + _text("os") + call)
+        + _text("system")
+        + b"\x86R"
+        + shell
+        + call
+        + stop,
+        "dotted name": start + _global("torch._utils:os.system").replace(b"torch._utils", b"torch.serialization")[:0]
+        if False
+        else start + b"\x8c\x0bcollections" + _text("_sys.modules.__class__.__init__")[:0] + b"\x8c\x0b_sys.exit_xx"[:0]
+        if False
+        else start + _global("os.path:os.system") + shell + call + stop,
+        "partial": start + _global("functools:partial") + system + shell + b"\x86R" + b")R" + stop,
+        "inner pickle": start + _global("pickle:loads") + (b"B" + struct.pack("<I", len(inner)) + inner) + call + stop,
+        "torch's bytes": start
+        + _global("torch.storage:_load_from_bytes")
+        + (lambda data: b"B" + struct.pack("<I", len(data)) + data)(legacy_bytes(inner))
+        + call
+        + stop,
+        "rebuild from type": start
+        + _global("torch._tensor:_rebuild_from_type_v2")
+        + (b"(" + system + _global("builtins:int") + shell + b"\x85" + b"}" + b"t")
+        + b"R"
+        + stop,
+        "argument of a rebuild": start + rebuild + (b"(" + system + shell + call + b"K\0)))t") + b"R" + stop,
+        "setstate on the result": start
+        + (_global("collections:OrderedDict") + b")R")
+        + (b"}" + _text("__setstate__") + system + b"sb")
+        + shell
+        + b"b"
+        + stop,
+        "state of a function": start + rebuild + (b"}" + _text("y") + (system + shell + call) + b"sb") + stop,
+        "persistent id": start + (system + shell + call) + b"Q" + stop,
+    }
+
+
+def legacy_bytes(program: bytes) -> bytes:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        return contained(Path(place) / "x", program, "legacy").read_bytes()
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("name", list(programs("m")))
+def test_hostile_programs_never_run(tmp_path, name, container):
+    marker = tmp_path / "MARKER"
+    path = contained(tmp_path / "x.ckpt", programs(str(marker))[name], container)
+    assert quiet_read(path) is None
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", list(programs("m")))
+def test_hostile_programs_are_really_hostile(tmp_path, name):
+    """Guards the test above: Python's own unpickler makes the marker."""
+    import io
+    import time
+
+    marker = tmp_path / "MARKER"
+    try:
+        pickle.loads(programs(str(marker))[name])
+    except Exception as error:
+        assert isinstance(error, Exception)  # many fail after the deed, which is what counts
+    for _ in range(200):
+        if marker.exists():
+            break
+        time.sleep(0.01)  # a process that was started needs a moment
+    assert marker.exists(), io
