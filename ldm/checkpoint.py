@@ -233,14 +233,24 @@ def load_into(
     checkpoint: Checkpoint,
     weights: str = "auto",
     dtype_of: Callable[[str], torch.dtype] | None = None,
-    only: str = "",
 ) -> LoadReport:
     """Put a checkpoint's tensors into a model; a model on the meta device receives them as its own, one copy.
 
-    dtype_of: the type that a parameter gets on the meta device, by name (default: fp32). only: a prefix; other
-    parameters are left alone. Raises ValueError if any parameter is missing or mis-shaped; the report names all.
+    dtype_of: the type that a parameter gets on the meta device, by name (default: fp32). Raises ValueError if any
+    parameter is missing or mis-shaped; the report names all.
     """
-    wanted = {n: t for n, t in model.state_dict(keep_vars=True).items() if n.startswith(only)}
+    report, accepted = compare(model, checkpoint, weights)
+    if report.missing or report.mismatched:
+        raise ValueError(f"the checkpoint does not fit the config: {report.summary()}")
+    _assign(model, accepted, dtype_of)
+    return report
+
+
+def compare(
+    model: nn.Module, checkpoint: Checkpoint, weights: str = "auto"
+) -> tuple[LoadReport, dict[str, torch.Tensor]]:
+    """Hold a checkpoint against a model: the report of every key, and the tensors that fit, by the model's names."""
+    wanted = model.state_dict(keep_vars=True)
     own = {n for n in wanted if not n.startswith(EMA) and n not in _DERIVED}
     tensors, used = select_weights(checkpoint, [n for n, _ in model.named_parameters() if n in own], weights)
     report = LoadReport(str(checkpoint.path), used)
@@ -254,15 +264,12 @@ def load_into(
         elif not name.endswith("position_ids"):  # a constant; newer files leave it out
             report.missing.append(name)
     for name in tensors:
-        if name in _DERIVED or name.startswith(_UNUSED) or not name.startswith(only):
+        if name in _DERIVED or name.startswith(_UNUSED):
             report.ignored += 1
         else:
             report.unexpected.append(name)
-    if report.missing or report.mismatched:
-        raise ValueError(f"the checkpoint does not fit the config: {report.summary()}")
     report.loaded = len(accepted)
-    _assign(model, accepted, dtype_of)
-    return report
+    return report, accepted
 
 
 def _fitted(name: str, tensor: torch.Tensor, own: torch.Tensor, report: LoadReport) -> torch.Tensor | None:

@@ -1,11 +1,16 @@
 """Checkpoints of every format: what is read, what is reported, what is refused, and that nothing in a file runs."""
 
+import contextlib
+import io
 import json
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import tempfile
+import time
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -17,8 +22,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from ldm.checkpoint import fingerprint, load_into, read_checkpoint, save_checkpoint
+from ldm.config import instantiate_from_config
+from ldm.diffusion.conditioning import Conditioning
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.build import load_model
+from ldm.modules.text import tokenize
 from tests.conftest import build_tiny, randomize, tiny_config
 from tests.models.reference import diffusers_unet, diffusers_vae, relative, transformers_text
 
@@ -179,7 +187,16 @@ def test_every_type_and_layout_of_tensor(tmp_path, zipped):
         "empty": torch.empty(0, 3),
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
-    kinds = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.bool)
+    kinds = (
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.bool,
+    )
     state |= {str(kind): torch.tensor([0, 1, 1]).to(kind) for kind in (*kinds, torch.uint8)}
     torch.save({"state_dict": state}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     assert_same(read_checkpoint(tmp_path / "x.pt").tensors, {n: t.detach() for n, t in state.items()})
@@ -224,9 +241,6 @@ def folder(reference, tmp_path_factory) -> Path:
 
 
 def assert_equals_reference(model, reference) -> None:
-    from ldm.diffusion.conditioning import Conditioning
-    from ldm.modules.text import tokenize
-
     unet, vae, text = reference
     z, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 77, 32)
     picture, x = torch.randn(2, 4, 8, 8), torch.rand(1, 3, 64, 64) * 2 - 1
@@ -294,7 +308,6 @@ def test_bare_first_stage_of_compvis(tmp_path, lightning_ckpt, raw):
 def test_first_stage_out_of_a_whole_model(lightning_ckpt, raw):
     model = build_tiny(seed=5)
     summary = load_first_stage(model.first_stage_model, str(lightning_ckpt))
-    assert torch.equal(model.first_stage_model.conv_in_weight, raw[VAE]) if False else True
     assert torch.equal(model.first_stage_model.encoder.conv_in.weight, raw[f"{VAE}encoder.conv_in.weight"])
     assert "unexpected" not in summary  # the rest of the model is no surprise
 
@@ -424,6 +437,7 @@ import ldm.models.latent_diffusion, ldm.modules.text
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from ldm.checkpoint import read_checkpoint
 from ldm.models.build import load_model
+from ldm.modules.text import tokenize
 
 def private():
     for line in open("/proc/self/status"):
@@ -460,8 +474,6 @@ def test_memory_of_reading_and_loading(tmp_path, tiny_ckpt, suffix, precision):
     large = tiny_config()
     large["model"]["params"]["unet_config"]["params"]["model_channels"] = 96
     with torch.device("meta"):
-        from ldm.config import instantiate_from_config
-
         shapes = {n: t.shape for n, t in instantiate_from_config(large["model"]).state_dict().items()}
     state = {n: torch.rand(s) if not n.endswith("ids") else torch.arange(77)[None] for n, s in shapes.items()}
     state |= {ema_of(n): t + 1 for n, t in state.items() if n.startswith("model.")}
@@ -570,10 +582,10 @@ def refused(path: Path, error: type[Exception] = ValueError) -> str:
     return message
 
 
-def zip_of(path: Path, **entries: bytes) -> None:
+def zip_of(path: Path, entries: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in entries.items():
-            archive.writestr(name.replace("__", "/"), data)
+            archive.writestr(name, data)
 
 
 NO_CHECKPOINTS = {
@@ -602,14 +614,11 @@ def test_absent_folder_without_parts_and_other_archives(tmp_path):
     refused(tmp_path / "absent.ckpt", FileNotFoundError)
     (tmp_path / "unet").mkdir()
     assert "diffusers" in refused(tmp_path)
-    zip_of(tmp_path / "letter.ckpt", word__document_xml=b"<document/>")
+    zip_of(tmp_path / "letter.ckpt", {"word/document.xml": b"<document/>"})
     assert "zip archive" in refused(tmp_path / "letter.ckpt")
-    zip_of(tmp_path / "two.ckpt", a__data=b"")
-    with zipfile.ZipFile(tmp_path / "two.ckpt", "w") as archive:
-        archive.writestr("a/data.pkl", b"N.")
-        archive.writestr("b/data.pkl", b"N.")
+    zip_of(tmp_path / "two.ckpt", {"a/data.pkl": b"N.", "b/data.pkl": b"N."})
     refused(tmp_path / "two.ckpt")
-    zip_of(tmp_path / "none.ckpt", **{"archive/data.pkl": b"\x80\x02N."})
+    zip_of(tmp_path / "none.ckpt", {"archive/data.pkl": b"\x80\x02N."})
     assert "not a dictionary" in refused(tmp_path / "none.ckpt")
     torch.save({"state_dict": [1, 2]}, tmp_path / "list.ckpt")
     assert "not a dictionary" in refused(tmp_path / "list.ckpt")
@@ -630,7 +639,7 @@ def test_truncated_anywhere(tmp_path, kind):
     data = whole.read_bytes()
     assert len(read_checkpoint(whole).tensors) == 2
     path = tmp_path / "x.ckpt"
-    offsets = {*range(0, 40), *range(40, len(data), max(1, len(data) // 60)), *range(len(data) - 30, len(data))}
+    offsets = {*range(40), *range(40, len(data), max(1, len(data) // 60)), *range(len(data) - 30, len(data))}
     for offset in sorted(offsets):
         path.write_bytes(data[:offset])
         refused(path)
@@ -710,23 +719,20 @@ def test_compressed_archives_are_refused(tmp_path):
     assert "compressed" in refused(tmp_path / "packed.ckpt")
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path):
-    """The pickle itself compressed a thousandfold: never unpacked (the limit below would break it)."""
+    """The pickle itself compressed a thousandfold: it is never unpacked."""
     path = tmp_path / "bomb.ckpt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open("archive/data.pkl", "w", force_zip64=True) as stream:
             stream.write(b"\x80\x02")
             block = b"N0" * (8 << 20)
-            for _ in range(24):
+            for _ in range(10):
                 stream.write(block)
             stream.write(b"N.")
-    import tracemalloc
-
     tracemalloc.start()
     try:
         refused(path)
-        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
     finally:
         tracemalloc.stop()
 
@@ -744,26 +750,21 @@ class Evil:
         return self.call
 
 
-class Rebuilt:
-    """Pickled, it is a call of ``torch._utils._rebuild_tensor_v2`` with these arguments."""
-
-    def __init__(self, *args):
-        self.args = args
-
-    def __reduce__(self):
-        return torch._utils._rebuild_tensor_v2, self.args
-
-
 class Storage:
-    """Pickled by ``dump``, it is a storage "0" of a claimed type, name and length."""
+    """Pickled by ``dump``, it is a stored array of a claimed length, name and type."""
 
-    def __init__(self, numel: object = 4, key: object = "0", kind: object = torch.FloatStorage, tag: object = "storage"):
+    def __init__(
+        self, numel: object = 4, key: object = "0", kind: object = torch.FloatStorage, tag: object = "storage"
+    ):
         self.saved_id = (tag, kind, key, "cpu", numel)
 
 
-def dump(content: object, protocol: int = 2) -> bytes:
-    import io
+def tensor(*args: object) -> Evil:
+    """Pickled by ``dump``, it is a tensor with these arguments: storage, offset, size, stride."""
+    return Evil(torch._utils._rebuild_tensor_v2, *args, False, OrderedDict())
 
+
+def dump(content: object, protocol: int = 2) -> bytes:
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj):
             return obj.saved_id if isinstance(obj, Storage) else None
@@ -774,20 +775,18 @@ def dump(content: object, protocol: int = 2) -> bytes:
 
 
 CONTAINERS = ("zip", "legacy", "bare")
+FLOATS = struct.pack("<4f", 1, 2, 3, 4)
 
 
-def contained(path: Path, program: bytes, container: str, data: bytes = struct.pack("<4f", 1, 2, 3, 4)) -> Path:
-    """Write a pickle program as a checkpoint of one storage "0" (four floats)."""
+def contained(path: Path, program: bytes, container: str = "zip", keys: tuple[str, ...] = ("0",)) -> Path:
+    """Write a pickle program as a checkpoint with one stored array "0" of four floats."""
     if container == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("archive/data.pkl", program)
-            archive.writestr("archive/data/0", data)
-            archive.writestr("archive/version", b"3\n")
+        zip_of(path, {"archive/data.pkl": program, "archive/data/0": FLOATS, "archive/version": b"3\n"})
     elif container == "legacy":
         system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
         head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, system)]
-        tail = pickle.dumps(["0"], 2) + struct.pack("<q", len(data) // 4) + data
-        path.write_bytes(b"".join(head) + program + tail)
+        tail = [struct.pack("<q", 4) + FLOATS for _ in keys]
+        path.write_bytes(b"".join([*head, program, pickle.dumps(list(keys), 2), *tail]))
     else:
         path.write_bytes(program)
     return path
@@ -799,14 +798,14 @@ def quiet_read(path: Path) -> dict[str, torch.Tensor] | None:
         tensors = read_checkpoint(path).tensors
     except ValueError as error:
         assert str(path) in str(error), error
-        assert "\n" not in str(error)
+        assert "\n" not in str(error), error
         return None
-    for tensor in tensors.values():
-        tensor.sum()
+    for value in tensors.values():
+        value.sum()
     return tensors
 
 
-def places(evil: Evil) -> dict[str, dict]:
+def places(evil: object) -> dict[str, dict]:
     weights = {"w": torch.arange(4.0)}
     return {
         "value": {"state_dict": weights, "x": evil},
@@ -816,13 +815,13 @@ def places(evil: Evil) -> dict[str, dict]:
         "nested": {"state_dict": weights, "optimizer_states": [{"state": ({"a": [evil, (evil,)]},)}]},
         "among the weights": {"state_dict": {**weights, "v": evil}},
         "weight's name": {"state_dict": {**weights, evil: torch.ones(2)}},
-        "set": {"state_dict": weights, "done": {evil}},
+        "in a set": {"state_dict": weights, "done": {evil}},
     }
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("place", list(places(Evil(print))))
+@pytest.mark.parametrize("place", list(places(None)))
 def test_code_in_a_file_never_runs_and_the_weights_are_read(tmp_path, place, zipped, protocol):
     marker = tmp_path / "MARKER"
     content = places(Evil(os.system, f"touch {marker}"))[place]
@@ -830,80 +829,74 @@ def test_code_in_a_file_never_runs_and_the_weights_are_read(tmp_path, place, zip
     tensors = quiet_read(tmp_path / "x.ckpt")
     assert not marker.exists()
     assert torch.equal(tensors["w"], torch.arange(4.0))
-    # the file is really dangerous: PyTorch itself, told to trust it, runs the code
+    # the file is really dangerous: PyTorch, told to trust it, runs the code
     torch.load(tmp_path / "x.ckpt", weights_only=False)
     assert marker.exists()
 
 
-def _global(name: str, *, stack: bool = True) -> bytes:
-    module, _, attribute = name.partition(":")
-    if stack:
-        return b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute)) + b"\x93"
-    return f"c{module}\n{attribute}\n".encode()
+def named(name: str) -> bytes:
+    """The opcodes that push ``module:attribute`` (STACK_GLOBAL)."""
+    parts = (part.encode() for part in name.split(":"))
+    return b"".join(b"\x8c" + bytes([len(part)]) + part for part in parts) + b"\x93"
 
 
-def _text(value: str) -> bytes:
+def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def raw_bytes(value: bytes) -> bytes:
+    return b"B" + struct.pack("<I", len(value)) + value
+
+
+def call(function: bytes, *args: bytes) -> bytes:
+    return function + b"(" + b"".join(args) + b"tR"
 
 
 def programs(marker: str) -> dict[str, bytes]:
     """Pickle programs that create the marker file when ``pickle`` runs them."""
-    shell, code = _text(f"touch {marker}"), _text(f"open({marker!r}, 'w').close()")
-    start, call, stop = b"\x80\x04", b"\x85R", b"."
-    system = _global("os:system")
+    shell, code = text(f"touch {marker}"), text(f"open({marker!r}, 'w').close()")
+    system, popen = named("os:system"), named("subprocess:Popen")
+    argv = b"](" + text("touch") + text(marker) + b"e"
+    run = call(system, shell)
     inner = pickle.dumps(Evil(os.system, f"touch {marker}"), 2)
-    rebuild = _global("torch._utils:_rebuild_tensor_v2")
-    return {
-        "system": start + system + shell + call + stop,
-        "exec": start + _global("builtins:exec") + code + call + stop,
-        "eval": start + _global("builtins:eval") + code + call + stop,
-        "old names": b"\x80\x02" + _global("__builtin__:eval", stack=False) + code + call + stop,
-        "GLOBAL": b"\x80\x02" + _global("posix:system", stack=False) + shell + call + stop,
-        "INST": b"(" + f"S'touch {marker}'\n".encode() + b"ios\nsystem\n.",
-        "OBJ": b"(" + _global("subprocess:Popen", stack=False) + b"](" + _text("touch") + _text(marker) + b"eo.",
-        "NEWOBJ": start + _global("os:_wrap_close").replace(b"_wrap_close", b"system\x93".rstrip(b"\x93"))
-        if False
-        else start + _global("subprocess:Popen") + b"](" + _text("touch") + _text(marker) + b"e" + call + stop,
-        "getattr": start
-        + _global("builtins:getattr")
-        + (_global("importlib:import_module") + _text("os") + call)
-        + _text("system")
-        + b"\x86R"
-        + shell
-        + call
-        + stop,
-        "dotted name": start + _global("torch._utils:os.system").replace(b"torch._utils", b"torch.serialization")[:0]
-        if False
-        else start + b"\x8c\x0bcollections" + _text("_sys.modules.__class__.__init__")[:0] + b"\x8c\x0b_sys.exit_xx"[:0]
-        if False
-        else start + _global("os.path:os.system") + shell + call + stop,
-        "partial": start + _global("functools:partial") + system + shell + b"\x86R" + b")R" + stop,
-        "inner pickle": start + _global("pickle:loads") + (b"B" + struct.pack("<I", len(inner)) + inner) + call + stop,
-        "torch's bytes": start
-        + _global("torch.storage:_load_from_bytes")
-        + (lambda data: b"B" + struct.pack("<I", len(data)) + data)(legacy_bytes(inner))
-        + call
-        + stop,
-        "rebuild from type": start
-        + _global("torch._tensor:_rebuild_from_type_v2")
-        + (b"(" + system + _global("builtins:int") + shell + b"\x85" + b"}" + b"t")
-        + b"R"
-        + stop,
-        "argument of a rebuild": start + rebuild + (b"(" + system + shell + call + b"K\0)))t") + b"R" + stop,
-        "setstate on the result": start
-        + (_global("collections:OrderedDict") + b")R")
-        + (b"}" + _text("__setstate__") + system + b"sb")
-        + shell
-        + b"b"
-        + stop,
-        "state of a function": start + rebuild + (b"}" + _text("y") + (system + shell + call) + b"sb") + stop,
-        "persistent id": start + (system + shell + call) + b"Q" + stop,
+    rebuild = named("torch._utils:_rebuild_tensor_v2")
+    bodies = {
+        "system": run,
+        "exec": call(named("builtins:exec"), code),
+        "eval": call(named("builtins:eval"), code),
+        "names of Python 2": call(b"c__builtin__\neval\n", code),
+        "GLOBAL": call(b"cposix\nsystem\n", shell),
+        "INST": b"(" + shell + b"ios\nsystem\n",
+        "OBJ": b"(" + popen + argv + b"o",
+        "NEWOBJ": popen + b"(" + argv + b"t\x81",
+        "NEWOBJ_EX": popen + b"(" + argv + b"t}\x92",
+        "getattr": call(
+            call(named("builtins:getattr"), call(named("importlib:import_module"), text("os")), text("system")), shell
+        ),
+        "dotted name": call(named("os:path.os.system"), shell),
+        "dotted name in torch": call(named("torch.serialization:os.system"), shell),
+        "partial": call(call(named("functools:partial"), system, shell)),
+        "map": call(named("builtins:list"), call(named("builtins:map"), system, b"](" + shell + b"e")),
+        "pickle in a pickle": call(named("pickle:loads"), raw_bytes(inner)),
+        "torch's storage from bytes": call(named("torch.storage:_load_from_bytes"), raw_bytes(legacy(inner))),
+        "torch's rebuild from type": call(
+            named("torch._tensor:_rebuild_from_type_v2"), system, named("builtins:int"), b"(" + shell + b"t", b"}"
+        ),
+        "argument of a rebuild": call(rebuild, run, b"K\0", b")", b")"),
+        "parameter": call(named("torch._utils:_rebuild_parameter"), run, b"\x89", b"}"),
+        "size": call(named("torch:Size"), call(named("builtins:map"), system, b"](" + shell + b"e")),
+        "items of a dictionary": call(
+            named("collections:OrderedDict"), call(named("builtins:map"), system, b"](" + shell + b"e")
+        ),
+        "__setstate__ of a dictionary": call(named("collections:OrderedDict"))
+        + (b"}" + text("__setstate__") + system + b"sb")
+        + (shell + b"b"),
+        "state of a function": rebuild + b"}" + text("x") + run + b"sb",
     }
+    return {name: b"\x80\x04" + body + b"." for name, body in bodies.items()}
 
 
-def legacy_bytes(program: bytes) -> bytes:
-    import tempfile
-
+def legacy(program: bytes) -> bytes:
     with tempfile.TemporaryDirectory() as place:
         return contained(Path(place) / "x", program, "legacy").read_bytes()
 
@@ -920,16 +913,194 @@ def test_hostile_programs_never_run(tmp_path, name, container):
 @pytest.mark.parametrize("name", list(programs("m")))
 def test_hostile_programs_are_really_hostile(tmp_path, name):
     """Guards the test above: Python's own unpickler makes the marker."""
-    import io
-    import time
-
     marker = tmp_path / "MARKER"
-    try:
+    with contextlib.suppress(Exception):  # many fail after the deed, and the deed is what counts
         pickle.loads(programs(str(marker))[name])
-    except Exception as error:
-        assert isinstance(error, Exception)  # many fail after the deed, which is what counts
-    for _ in range(200):
+    for _ in range(300):
         if marker.exists():
             break
         time.sleep(0.01)  # a process that was started needs a moment
-    assert marker.exists(), io
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_a_persistent_name_that_is_code(tmp_path, container):
+    marker = tmp_path / "MARKER"
+    evil = Evil(os.system, f"touch {marker}")
+    for storage in (Storage(evil), Storage(4, evil), Storage(4, "0", evil), Storage(tag=evil)):
+        path = contained(tmp_path / "x.ckpt", dump({"w": tensor(storage, 0, (4,), (1,))}), container)
+        assert quiet_read(path) is None
+    for args in (
+        (evil, 0, (4,), (1,)),
+        (Storage(), evil, (4,), (1,)),
+        (Storage(), 0, evil, (1,)),
+        (Storage(), 0, (4,), evil),
+    ):
+        path = contained(tmp_path / "x.ckpt", dump({"w": tensor(*args)}), container)
+        assert quiet_read(path) is None
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_calls_that_load_another_file_do_not(tmp_path, container):
+    """torch.load and its kin, on a second, hostile file."""
+    marker, other = tmp_path / "MARKER", tmp_path / "other.pt"
+    torch.save({"x": Evil(os.system, f"touch {marker}")}, other)
+    for function in ("torch:load", "torch.serialization:load", "torch.jit:load", "numpy:load", "torch.hub:load"):
+        program = b"\x80\x04" + call(named(function), text(str(other))) + b"."
+        assert quiet_read(contained(tmp_path / "x.ckpt", program, container)) is None
+    assert not marker.exists()
+
+
+def against_ours() -> dict[str, bytes]:
+    """Programs against the reader itself: change what it built, and use that."""
+    ordered, first = named("collections:OrderedDict"), named("torch._utils:_rebuild_parameter")
+    rebuild, system = named("torch._utils:_rebuild_tensor_v2"), named("os:system")
+    one = b"}" + text("w") + dump(tensor(Storage(), 0, (4,), (1,)))[2:-1] + b"s"
+    storage = dump(Storage())[2:-1]
+    bodies = {
+        "function's slot": first + b"(N}" + text("_function") + system + b"stb",
+        "function's dictionary": first + b"}" + text("_function") + system + b"sb",
+        "type's slot": named("torch:FloatStorage") + b"(N}" + text("dtype") + b"Nstb",
+        "items of the weights": call(ordered) + b"}" + text("items") + first + b"sb",
+        "items are a placeholder": call(ordered) + b"}" + text("items") + system + b"sb",
+        "get of the weights": call(ordered) + b"}" + text("get") + system + b"sb",
+        "keys of the metadata": b"}"
+        + text("state_dict")
+        + one
+        + b"s"
+        + text("instruct2dream")
+        + call(ordered)
+        + (b"}" + text("keys") + system + b"sb")
+        + b"s",
+        "items of the state_dict": b"}" + text("state_dict") + call(ordered) + b"}" + text("items") + first + b"sbs",
+        "state of a tensor": b"}"
+        + text("w")
+        + dump(tensor(Storage(), 0, (4,), (1,)))[2:-1]
+        + (b"(" + first + storage + b"R" + b"K\0(M\xff\xfft(K\x01tt" + b"b")
+        + b"s",
+        "storage's own tensor": b"}"
+        + text("w")
+        + call(rebuild, dump((tensor(Storage(), 0, (4,), (1,)), torch.float32))[2:-1])
+        + b"s",
+        "extension code": b"\x82\x01",
+        "buffer": b"\x97",
+        "state of a class": system + b"}b",
+        "add to a placeholder": call(system) + b"(K\x01\x90",
+        "append to a placeholder": call(system) + b"K\x01a",
+        "item of a tensor": dump(tensor(Storage(), 0, (4,), (1,)))[2:-1] + b"K\xffK\x01s",
+        "unreadable name": b"\x8c\x01\0\x8c\x01\0\x93",
+        "surrogate in a name": b"V\\ud800\nV\\ud800\n\x93",
+    }
+    return {name: b"\x80\x04" + body + b"." for name, body in bodies.items()}
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("name", list(against_ours()))
+def test_programs_against_the_reader_itself(tmp_path, name, container):
+    """Refused in one line, or read without harm; never another error, never a value outside the file."""
+    tensors = quiet_read(contained(tmp_path / "x.ckpt", against_ours()[name], container))
+    for value in (tensors or {}).values():
+        assert value.numel() <= 4
+
+
+HUGE = 1 << 40
+CLAIMS = {
+    "more than stored": (Storage(1000), 0, (1000,), (1,)),
+    "view beyond": (Storage(), 0, (5,), (1,)),
+    "offset beyond": (Storage(), 4, (1,), (1,)),
+    "offset far beyond": (Storage(), 1 << 60, (1,), (1,)),
+    "negative offset": (Storage(), -1, (4,), (1,)),
+    "negative size": (Storage(), 0, (-4,), (1,)),
+    "negative stride": (Storage(), 3, (4,), (-1,)),
+    "stride beyond": (Storage(), 0, (2,), (4,)),
+    "huge stride": (Storage(), 0, (2,), (1 << 62,)),
+    "overflowing": (Storage(), 0, (1 << 31, 1 << 31, 4), (1 << 31, 1 << 31, 1 << 31)),
+    "sizes without strides": (Storage(), 0, (2, 2), (1,)),
+    "huge": (Storage(HUGE), 0, (HUGE,), (1,)),
+    "huge size only": (Storage(), 0, (HUGE,), (1,)),
+    "beyond 64 bits": (Storage(1 << 70), 0, (1 << 70,), (1,)),
+    "negative length": (Storage(-4), 0, (4,), (1,)),
+    "wider type": (Storage(4, "0", torch.DoubleStorage), 0, (4,), (1,)),
+    "another array": (Storage(4, "1"), 0, (4,), (1,)),
+    "array outside": (Storage(4, "../data.pkl"), 0, (4,), (1,)),
+    "unknown type": (Storage(4, "0", dict), 0, (4,), (1,)),
+    "no storage": (Storage(tag="module"), 0, (4,), (1,)),
+    "words": (Storage("four"), 0, (4,), (1,)),
+}
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("name", list(CLAIMS))
+def test_tensors_that_lie_are_refused(tmp_path, name, container):
+    path = contained(tmp_path / "x.ckpt", dump({"w": tensor(*CLAIMS[name])}), container)
+    assert quiet_read(path) is None
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_honest_tensors_of_the_same_making_are_read(tmp_path, container):
+    """Guards the test above."""
+    views = {
+        "w": tensor(Storage(), 0, (4,), (1,)),
+        "v": tensor(Storage(), 1, (3,), (1,)),
+        "s": tensor(Storage(), 3, (), ()),
+    }
+    tensors = quiet_read(contained(tmp_path / "x.ckpt", dump(views), container))
+    assert {name: value.tolist() for name, value in tensors.items()} == {"w": [1, 2, 3, 4], "v": [2, 3, 4], "s": 4}
+
+
+def test_legacy_data_that_is_not_in_the_file_is_refused(tmp_path):
+    """The list of stored arrays leaves one out: what would be read for it is whatever memory held before."""
+    assert (
+        quiet_read(contained(tmp_path / "x.ckpt", dump({"w": tensor(Storage(), 0, (4,), (1,))}), "legacy", ())) is None
+    )
+    path = contained(tmp_path / "y.ckpt", dump({"w": tensor(Storage(), 0, (4,), (1,))}), "legacy", ("0", "1"))
+    assert quiet_read(path) is None
+
+
+# A config inside a checkpoint chooses among our own classes only
+
+
+def evil_configs(marker: Path) -> dict[str, object]:
+    run = {"target": "os.system", "params": {"command": f"touch {marker}"}}
+    popen = {"target": "subprocess.Popen", "params": {"args": ["touch", str(marker)]}}
+
+    def inside(node: object, **more: object) -> dict:
+        content = tiny_config()
+        content["model"]["params"]["unet_config"] = node
+        return {**content, **more}
+
+    quoted = f"touch {marker}"
+    return {
+        "whole model": {"model": popen},
+        "part": inside(run),
+        "list": inside([run]),
+        "as YAML text": OmegaConf.to_yaml(OmegaConf.create(inside(run))),
+        "as JSON text": json.dumps(inside(run)),
+        "part made by a resolver": inside("${oc.create:{target:os.system,params:{command:'%s'}}}" % quoted),
+        "part decoded": inside("${oc.decode:\"{target:os.system,params:{command:'%s'}}\"}" % quoted),
+        "name by interpolation": inside({**run, "target": "${place}"}, place="os.system"),
+        "through a function of ours": inside(
+            {"target": "ldm.models.build.instantiate_from_config", "params": {"node": run}}
+        ),
+        "through a function of ours, decoded": inside(
+            {
+                "target": "ldm.models.build.instantiate_from_config",
+                "params": {"node": "${oc.create:{target:os.system,params:{command:'%s'}}}" % quoted},
+            }
+        ),
+        "name in a list": inside({**run, "target": ["os.system"]}),
+        "a number": 3,
+    }
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize("name", list(evil_configs(Path("m"))))
+def test_a_config_in_a_file_cannot_choose_code(tmp_path, raw, name, suffix):
+    marker = tmp_path / "MARKER"
+    save_checkpoint(tmp_path / f"x{suffix}", raw, {"config": evil_configs(marker)[name]})
+    with pytest.raises(ValueError) as caught:
+        load_model(tmp_path / f"x{suffix}")
+    time.sleep(0.05)
+    assert not marker.exists()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,62 @@
+"""Describe a checkpoint, and hold it against configs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ldm.checkpoint import Checkpoint, compare, fingerprint
+from ldm.config import instantiate_from_config, load_config
+
+_SHOWN = ("global_step", "step", "epoch", "pytorch-lightning_version", "identifier", "class_word", "data_hash")
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """Return lines that say what is inside: families with their sizes and precision, raw or EMA, steps, identifier."""
+    lines = [f"{checkpoint.path}: {checkpoint.format}, {_size(checkpoint)}, hash {fingerprint(checkpoint.path)}"]
+    for family, tensors in checkpoint.families().items():
+        numbers = sum(t.numel() for t in tensors)
+        types = Counter(str(t.dtype).removeprefix("torch.") for t in tensors).most_common()
+        lines.append(
+            f"  {family:<14} {len(tensors):>5} tensors {numbers / 1e6:>9.2f} M parameters  "
+            f"{', '.join(f'{name} x {count}' for name, count in types)}"
+        )
+    first = checkpoint.tensors.get("model.diffusion_model.input_blocks.0.0.weight")
+    if first is not None and first.ndim == 4:
+        lines.append(f"  UNet input channels: {first.shape[1]}")
+    raw = any(name.startswith("model.diffusion_model.") for name in checkpoint.tensors)
+    copies = [name for name, there in (("raw", raw), ("EMA", checkpoint.has_ema)) if there]
+    lines.append(f"  UNet weights: {' and '.join(copies) or 'none'}")
+    lines += [f"  {key}: {checkpoint.metadata[key]}" for key in _SHOWN if key in checkpoint.metadata]
+    lines.append(f"  carries its config: {'yes' if 'config' in checkpoint.metadata else 'no'}")
+    return "\n".join(lines)
+
+
+def fits(checkpoint: Checkpoint, config: Path) -> tuple[bool, str] | None:
+    """Return whether a checkpoint fits the config's model, and what is to be said of it; None for a config without
+    one."""
+    node = load_config(config).get("model")
+    if node is None or "target" not in node:
+        return None
+    with torch.device("meta"):
+        model = instantiate_from_config(node, ckpt_path=None, use_ema=False)
+    if not hasattr(model, "first_stage_model"):  # a first stage alone: hold it under its published name
+        model, first_stage = nn.Module(), model
+        model.first_stage_model = first_stage
+    report, _ = compare(model, checkpoint)
+    counts = {title: getattr(report, title) for title in ("missing", "mismatched")}
+    found = [f"{len(names)} {title} (like {sorted(names)[0]})" for title, names in counts.items() if names]
+    if found:
+        return False, ", ".join(found)
+    said = [f"fills {text}" for text in report.filled]
+    if report.unexpected:
+        said.append(f"{len(report.unexpected)} tensors would stay unused")
+    return True, ", ".join(said)
+
+
+def _size(checkpoint: Checkpoint) -> str:
+    files = checkpoint.path.rglob("*.safetensors") if checkpoint.path.is_dir() else [checkpoint.path]
+    return f"{sum(f.stat().st_size for f in files) / 1e6:.1f} MB"
