@@ -94,7 +94,7 @@ def _check_targets(node: Any) -> None:
 
 
 def load_model(
-    ckpt: str | Path,
+    ckpt: str | Path | Checkpoint,
     config: Any = None,
     vae_ckpt: str | Path | None = None,
     weights: str = "auto",
@@ -107,7 +107,7 @@ def load_model(
     The model is built without memory, and each weight is read once, straight into its final type.
     Raises FileNotFoundError or ValueError, each with one line that says what was found.
     """
-    checkpoint = read_checkpoint(ckpt)
+    checkpoint = ckpt if isinstance(ckpt, Checkpoint) else read_checkpoint(ckpt)
     if isinstance(config, (str, Path)):
         config = load_config(config)
     config = config_for(checkpoint) if config is None else config

@@ -1,0 +1,52 @@
+"""Measure speed and memory: `edit` beside diffusers, `load` of a checkpoint like the published one."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ldm import cli  # noqa: E402
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
+    p.add_argument("what", choices=("edit", "load"))
+    p.add_argument("--size", choices=("tiny", "full"), default="tiny")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument("--precision", default="auto", help="load: the precision to load in")
+    p.add_argument("--folder", type=Path, help="load: where to put the temporary file (7.7 GB at full size)")
+    return p.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    import torch
+
+    from ldm.models.build import choose_device, choose_precision
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = choose_device(args.device)
+    if args.what == "edit":
+        from ldm.evaluation.benchmark import benchmark_edit, report
+
+        print(report(benchmark_edit(args.size, device, args.rounds)))
+        return 0
+    from ldm.evaluation.benchmark_load import benchmark_load
+
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        precision = choose_precision(args.precision, torch.device("cpu"))
+        found = benchmark_load(args.size, precision, Path(folder))
+    for name, value in found.items():
+        print(f"{name:<6} {value / 2**30:8.3f} GiB")
+    print(f"peak private memory above the model in {precision}: {(found['peak'] - found['model']) / 2**30:.3f} GiB")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "benchmark.py")
