@@ -24,16 +24,18 @@ def parse() -> argparse.Namespace:
     p.add_argument("--vae-ckpt", help="take the first stage from this file instead")
     p.add_argument("--config", help="YAML; default: the checkpoint's own, or told by its shapes")
     p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="auto: EMA where the file has it")
-    p.add_argument("--cfg-text", type=float, default=7.5, help="text guidance scale")
-    p.add_argument("--cfg-image", type=float, default=1.5, help="image guidance scale")
-    p.add_argument("--steps", type=int, default=100)
-    p.add_argument("--sampler", default="euler_a", help="euler_a, euler, heun, ddim, dpmpp_2m, dpmpp_2m_sde, unipc")
+    p.add_argument("--cfg-text", type=float, help="text guidance scale; default: the checkpoint's own, else 7.5")
+    p.add_argument("--cfg-image", type=float, help="image guidance scale; default: the checkpoint's own, else 1.5")
+    p.add_argument("--steps", type=int, help="default: the checkpoint's own, else 100")
+    p.add_argument("--sampler", help="euler_a (default), euler, heun, ddim, dpmpp_2m, dpmpp_2m_sde, unipc")
     p.add_argument("--spacing", default="auto", choices=("auto", "uniform", "karras"), help="of the noise levels")
     p.add_argument(
         "--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels where guidance acts"
     )
     p.add_argument("--negative", default="", help="text that takes the place of the empty one in guidance")
-    p.add_argument("--resolution", type=int, default=512, help="working size of the longer side")
+    p.add_argument(
+        "--resolution", type=int, help="working size of the longer side; default: the checkpoint's own, else 512"
+    )
     p.add_argument("--keep-size", type=cli.yes_or_no, default=True, help="give the photo's own size back (true|false)")
     p.add_argument("--seed", type=int, help="default: random")
     p.add_argument("--num-samples", type=int, default=1, help="results per photo and edit, seeds counting up")
@@ -52,30 +54,18 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    from ldm.inference.edit_job import plan_job, run_job
-    from ldm.inference.editor import EditSettings, ImageEditor
+    from ldm.inference.edit_job import edit_pictures
     from ldm.inference.recipe import read_recipe
 
     if args.show_recipe:
         print(json.dumps(read_recipe(args.show_recipe), indent=2, ensure_ascii=False))
         return 0
-    seed = random.randint(0, 100000) if args.seed is None else args.seed
-    names = ("steps", "sampler", "spacing", "resolution", "keep_size", "guidance_interval", "negative")
-    chosen = {name: getattr(args, name) for name in names}
-    settings = EditSettings(text_scale=args.cfg_text, image_scale=args.cfg_image, **chosen)
-    sweep = None
-    if args.sweep_cfg_text or args.sweep_cfg_image:
-        sweep = (args.sweep_cfg_text or [args.cfg_text], args.sweep_cfg_image or [args.cfg_image])
-    plan = (args.input, args.edit, args.output, settings, seed, args.num_samples, sweep, args.mask, args.batch_size)
-    job = plan_job(*plan)
-    ckpt = args.ckpt or SHIPPED
-    if not args.ckpt:
+    if args.ckpt is None:
+        args.ckpt = SHIPPED
         logging.info("no --ckpt given: using the small sprite-world editor %s", SHIPPED.relative_to(ROOT))
-    editor = ImageEditor.from_checkpoint(ckpt, args.config, args.vae_ckpt, args.weights, args.device, args.precision)
-    from tqdm import tqdm
-
-    with tqdm(total=job.total_steps, unit="step", disable=None) as bar:
-        written, failed = run_job(editor, job, lambda: bar.update(1))
+    if args.seed is None:
+        args.seed = random.randint(0, 100000)
+    written, failed = edit_pictures(args)
     for path in written:
         print(path)
     return 2 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import glob
 import logging
 import re
@@ -10,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
+from ldm.checkpoint import read_checkpoint
 from ldm.data import images
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.recipe import Recipe
@@ -142,6 +145,28 @@ def run_job(editor: ImageEditor, job: EditJob, progress: Callable[[], None] | No
             _edit_batch(editor, job, tasks, photos, mask, progress)
         written += [task.output for task in tasks]
     return written, failed
+
+
+def edit_pictures(args: argparse.Namespace) -> tuple[list[Path], int]:
+    """Do what ``edit_cli.py``'s parsed command line asks for; return what ``run_job`` returns.
+
+    Everything is checked, the checkpoint's header included, before a model is loaded. A progress bar goes to stderr.
+    """
+    checkpoint = read_checkpoint(args.ckpt)
+    names = ("steps", "sampler", "spacing", "resolution", "keep_size", "guidance_interval", "negative")
+    chosen = {"text_scale": args.cfg_text, "image_scale": args.cfg_image}
+    chosen |= {name: getattr(args, name) for name in names}
+    settings = EditSettings.of_checkpoint(checkpoint.metadata, **chosen)
+    sweep = None
+    if args.sweep_cfg_text or args.sweep_cfg_image:
+        sweep = (args.sweep_cfg_text or [settings.text_scale], args.sweep_cfg_image or [settings.image_scale])
+    plan = (args.input, args.edit, args.output, settings, args.seed, args.num_samples, sweep, args.mask)
+    job = plan_job(*plan, batch_size=args.batch_size)
+    editor = ImageEditor.from_checkpoint(
+        checkpoint, args.config, args.vae_ckpt, args.weights, args.device, args.precision
+    )
+    with tqdm(total=job.total_steps, unit="step", disable=None) as bar:
+        return run_job(editor, job, lambda: bar.update(1))
 
 
 def _batches(editor: ImageEditor, job: EditJob, single: bool) -> Iterator:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ldm.checkpoint import fingerprint
+from ldm.checkpoint import Checkpoint, fingerprint
 from ldm.data import images
 from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import GuidedDenoiser
@@ -46,6 +46,18 @@ class EditSettings:
     keep_size: bool = True
     guidance_interval: tuple[float, float] | None = None
     negative: str = ""
+
+    @classmethod
+    def of_checkpoint(cls, metadata: dict[str, Any], **chosen: Any) -> EditSettings:
+        """Return the settings that a checkpoint's file recommends (``edit_defaults``), with those chosen over them.
+
+        chosen: None means not chosen. Raises ValueError if the file recommends something unknown.
+        """
+        recommended = metadata.get("edit_defaults") or {}
+        unknown = sorted(set(recommended) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"the checkpoint recommends unknown settings: {', '.join(unknown)}")
+        return cls(**{**recommended, **{k: v for k, v in chosen.items() if v is not None}})
 
     def checked(self) -> EditSettings:
         """Return the settings with "auto" resolved; raise ValueError for what makes no sense."""
@@ -82,7 +94,7 @@ class ImageEditor:
     @classmethod
     def from_checkpoint(
         cls,
-        ckpt: str | Path,
+        ckpt: str | Path | Checkpoint,
         config: Any = None,
         vae_ckpt: str | Path | None = None,
         weights: str = "auto",
@@ -100,8 +112,8 @@ class ImageEditor:
         if place.type == "cpu":
             pack(model.model)
             pack(model.first_stage_model)
-        editor.checkpoint, editor.weights = str(ckpt), weights
-        editor.checkpoint_hash = fingerprint(ckpt)
+        path = ckpt.path if isinstance(ckpt, Checkpoint) else Path(ckpt)
+        editor.checkpoint, editor.weights, editor.checkpoint_hash = str(path), weights, fingerprint(path)
         return editor
 
     @property

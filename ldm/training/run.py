@@ -35,6 +35,7 @@ DEFAULTS = {
     "sheet": None,  # target + params of what draws them
     "log_every": 10,
     "cache_latents": False,
+    "edit_defaults": None,  # settings that editing with the kept weights starts from
 }
 
 
@@ -148,6 +149,8 @@ def _trainer(
 ) -> pl.Trainer:
     metadata = {"config": OmegaConf.to_container(OmegaConf.create({"model": config["model"]}), resolve=True)}
     metadata["config"]["model"]["params"] = _inference_params(metadata["config"]["model"]["params"])
+    if settings["edit_defaults"]:
+        metadata["edit_defaults"] = settings["edit_defaults"]
     keep_at = settings["keep_at"] or [settings["max_steps"]]
     callbacks: list[pl.Callback] = [
         Checkpoints(folder / "checkpoints", keep_at, settings["save_every"], metadata),
@@ -187,5 +190,15 @@ def _inference_params(params: dict[str, Any]) -> dict[str, Any]:
         "ema_decay",
         "lossconfig",
         "weights",
+        "cond_stage_trainable",
+        "dropout_text",
+        "dropout_image",
+        "dropout_both",
+        "t_power",
+        "change_weight",
     }
-    return {key: value for key, value in params.items() if key not in training}
+    kept = {key: value for key, value in params.items() if key not in training}
+    for value in kept.values():
+        if isinstance(value, dict) and isinstance(value.get("params"), dict):
+            value["params"] = {k: v for k, v in value["params"].items() if k not in training}
+    return kept

@@ -1,0 +1,86 @@
+"""Sheets of diffusion models in training: what they make of fixed scenes and sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm.data.images import to_images
+from ldm.diffusion.conditioning import Conditioning
+from ldm.diffusion.guidance import GuidedDenoiser
+from ldm.diffusion.samplers import dpmpp_2m, noise_source
+from ldm.diffusion.schedule import karras_sigmas
+from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.spriteworld.scene import draw, random_scene
+from ldm.spriteworld.sheets import grid
+
+INSTRUCTIONS = (
+    "replace the {animal} with a dog",
+    "replace the {animal} with a wolf",
+    "replace the {animal} with a horse",
+    "replace the {animal} with a rabbit",
+    "put it on the beach",
+    "put it in the snow",
+    "make it night",
+    "make it black and white",
+    "make the {animal} red",
+    "give the {animal} a blue hat",
+)
+
+CAPTIONS = (
+    "a dog on the beach",
+    "a wolf in the snow",
+    "a cat in a room",
+    "a horse in the meadow",
+    "a bear in the forest",
+    "a rabbit in the desert at sunset",
+    "a red dog in the city",
+    "a cat in the mountains at night",
+)
+
+
+class EditSheet:
+    """Random scenes to the left, then what each of a row of instructions makes of them."""
+
+    def __init__(self, scenes: int = 6, size: int = 64, steps: int = 12, text_scale: float = 2.5):
+        """scenes: rows; steps and text_scale: of the sampling."""
+        rng = np.random.default_rng(11)
+        self.scenes = [random_scene(rng, style="day") for _ in range(scenes)]
+        self.pictures = [draw(scene, size) for scene in self.scenes]
+        self.settings = EditSettings(
+            text_scale=text_scale, image_scale=1.5, steps=steps, sampler="dpmpp_2m", resolution=size
+        )
+
+    def __call__(self, model: Any) -> Image.Image:
+        """Return the sheet. model: a LatentDiffusion that edits."""
+        editor = ImageEditor(model)
+        columns = [self.pictures]
+        for text in INSTRUCTIONS:
+            texts = [text.format(animal=scene.animal) for scene in self.scenes]
+            columns.append(editor.edit(self.pictures, texts, self.settings))
+        return grid(columns)
+
+
+class TextSheet:
+    """Pictures of fixed captions, several seeds each."""
+
+    def __init__(self, seeds: int = 4, size: int = 64, steps: int = 16, text_scale: float = 3.0):
+        """seeds: rows; size: pixels of a side."""
+        self.seeds, self.size, self.steps, self.text_scale = seeds, size, steps, text_scale
+
+    def __call__(self, model: Any) -> Image.Image:
+        """Return the sheet. model: a LatentDiffusion that makes pictures from text."""
+        texts = [text for text in CAPTIONS for _ in range(self.seeds)]
+        conditioning = Conditioning(model.get_learned_conditioning(texts))
+        null = model.get_learned_conditioning([""])
+        denoise = GuidedDenoiser(model.denoiser(), conditioning, null, self.text_scale)
+        side = self.size // model.first_stage_model.downsampling
+        start = torch.zeros(len(texts), model.latent_channels, side, side, device=model.device)
+        generators = [torch.Generator().manual_seed(i) for i in range(len(texts))]
+        sigmas = karras_sigmas(model.schedule, self.steps).to(model.device)
+        z = dpmpp_2m(denoise, noise_source(start, generators)() * sigmas[0], sigmas)
+        pictures = to_images(model.decode_first_stage(z))
+        return grid([pictures[i : i + self.seeds] for i in range(0, len(pictures), self.seeds)])
