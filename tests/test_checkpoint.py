@@ -21,13 +21,13 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from ldm.checkpoint import fingerprint, load_into, read_checkpoint, save_checkpoint
+from ldm.checkpoint import Checkpoint, fingerprint, read_checkpoint, save_checkpoint
 from ldm.config import instantiate_from_config
 from ldm.diffusion.conditioning import Conditioning
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.build import load_model
 from ldm.modules.text import tokenize
-from tests.conftest import build_tiny, randomize, tiny_config
+from tests.conftest import randomize, tiny_config
 from tests.models.reference import diffusers_unet, diffusers_vae, relative, transformers_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,8 +40,18 @@ class EarlyStopping:
     """Stands for the callback classes that Lightning 1.x writes as dictionary keys."""
 
 
-def config(in_channels: int = 8):
-    return OmegaConf.create(tiny_config(in_channels))
+def small_config(in_channels: int = 8, vocabulary: int = 514) -> dict:
+    content = tiny_config(in_channels)
+    content["model"]["params"]["cond_stage_config"]["params"]["text_config"]["vocab_size"] = vocabulary
+    return content
+
+
+def config(in_channels: int = 8, vocabulary: int = 514):
+    return OmegaConf.create(small_config(in_channels, vocabulary))
+
+
+def build(in_channels: int = 8, seed: int = 5):
+    return randomize(instantiate_from_config(config(in_channels)["model"]), seed).eval()
 
 
 def alphas_cumprod(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> torch.Tensor:
@@ -54,8 +64,8 @@ def ema_of(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def raw(tiny_model) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+def raw() -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in build(seed=0).state_dict().items()}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +126,7 @@ def test_lightning_file_is_read_whole(lightning_ckpt, published):
 
 @pytest.mark.parametrize(("weights", "added", "used"), [("raw", 0, "raw"), ("ema", 1, "ema"), ("auto", 1, "ema")])
 def test_raw_and_ema_are_chosen(lightning_ckpt, raw, weights, added, used):
-    model = build_tiny(seed=5)
+    model = build(seed=5)
     report = model.load_checkpoint(lightning_ckpt, weights)
     assert (report.weights, report.missing, report.unexpected, report.mismatched) == (used, [], [], [])
     for name, tensor in model.state_dict().items():
@@ -135,7 +145,7 @@ def test_load_model_takes_ema_by_itself_and_owns_its_weights(lightning_ckpt, raw
 
 def test_auto_without_ema_is_raw(tmp_path, raw):
     save_file(raw, tmp_path / "raw.safetensors")
-    assert build_tiny(seed=5).load_checkpoint(tmp_path / "raw.safetensors").weights == "raw"
+    assert build(seed=5).load_checkpoint(tmp_path / "raw.safetensors").weights == "raw"
 
 
 def test_ema_that_is_not_there_is_an_error(tmp_path, raw):
@@ -155,7 +165,7 @@ def test_ema_that_is_half_there_is_an_error_and_never_mixed(tmp_path, published,
 
 def test_unknown_choice_of_weights(lightning_ckpt):
     with pytest.raises(ValueError, match="unknown weights 'best'"):
-        build_tiny().load_checkpoint(lightning_ckpt, "best")
+        build().load_checkpoint(lightning_ckpt, "best")
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -187,17 +197,8 @@ def test_every_type_and_layout_of_tensor(tmp_path, zipped):
         "empty": torch.empty(0, 3),
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
-    kinds = (
-        torch.float64,
-        torch.float16,
-        torch.bfloat16,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.bool,
-    )
-    state |= {str(kind): torch.tensor([0, 1, 1]).to(kind) for kind in (*kinds, torch.uint8)}
+    kinds = ["float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+    state |= {kind: torch.tensor([0, 1, 1]).to(getattr(torch, kind)) for kind in kinds}
     torch.save({"state_dict": state}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     assert_same(read_checkpoint(tmp_path / "x.pt").tensors, {n: t.detach() for n, t in state.items()})
 
@@ -240,23 +241,31 @@ def folder(reference, tmp_path_factory) -> Path:
     return path
 
 
-def assert_equals_reference(model, reference) -> None:
-    unet, vae, text = reference
+def errors(model, reference) -> dict[str, float]:
+    unet, vae, encoder = reference
     z, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 77, 32)
     picture, x = torch.randn(2, 4, 8, 8), torch.rand(1, 3, 64, 64) * 2 - 1
     words = ["turn the wolf into a sks dog"]
     with torch.no_grad():
         eps = model.apply_model(z, t, Conditioning(context, picture))
-        assert relative(eps, unet(torch.cat([z, picture], 1), t, context).sample) < 1e-5
-        assert relative(model.encode_first_stage(x).mode(), vae.encode(x).latent_dist.mode()) < 1e-5
-        assert relative(model.decode_first_stage(z), vae.decode(z / 0.18215).sample) < 1e-5
-        states = text(input_ids=tokenize(words)).last_hidden_state
-        assert relative(model.get_learned_conditioning(words), states) < 1e-5
+        states = encoder(input_ids=tokenize(words)).last_hidden_state
+        return {
+            "eps": relative(eps, unet(torch.cat([z, picture], 1), t, context).sample),
+            "mode": relative(model.encode_first_stage(x).mode(), vae.encode(x).latent_dist.mode()),
+            "picture": relative(model.decode_first_stage(z), vae.decode(z / 0.18215).sample),
+            "states": relative(model.get_learned_conditioning(words), states),
+        }
 
 
 def test_diffusers_folder_gives_the_same_model(folder, reference):
     assert read_checkpoint(folder).format == "diffusers"
-    assert_equals_reference(load_model(folder, config()), reference)
+    assert max(errors(load_model(folder, config(vocabulary=49408)), reference).values()) < 2e-3
+
+
+def test_the_loaded_model_is_as_exact_as_its_networks(folder, reference):
+    """The networks themselves differ from diffusers' by less than 1e-5 (tests/models); loading must not cost that."""
+    found = errors(load_model(folder, config(vocabulary=49408)), reference)
+    assert max(found.values()) < 1e-5, found
 
 
 def test_diffusers_folder_prefers_the_plain_file(folder, tmp_path, reference):
@@ -270,7 +279,7 @@ def test_diffusers_folder_prefers_the_plain_file(folder, tmp_path, reference):
     state = reference[0].state_dict()
     save_file({n: (t + 1).half() for n, t in state.items()}, unet / "diffusion_pytorch_model.fp16.safetensors")
     save_file({n: t + 2 for n, t in state.items()}, unet / "diffusion_pytorch_model.non_ema.safetensors")
-    assert_equals_reference(load_model(target, config()), reference)
+    assert max(errors(load_model(target, config(vocabulary=49408)), reference).values()) < 2e-3
 
 
 def test_a_folder_without_a_part_says_which_names_are_missing(folder, tmp_path):
@@ -306,7 +315,7 @@ def test_bare_first_stage_of_compvis(tmp_path, lightning_ckpt, raw):
 
 
 def test_first_stage_out_of_a_whole_model(lightning_ckpt, raw):
-    model = build_tiny(seed=5)
+    model = build(seed=5)
     summary = load_first_stage(model.first_stage_model, str(lightning_ckpt))
     assert torch.equal(model.first_stage_model.encoder.conv_in.weight, raw[f"{VAE}encoder.conv_in.weight"])
     assert "unexpected" not in summary  # the rest of the model is no surprise
@@ -324,7 +333,7 @@ def test_text_encoder_without_its_text_model_level(tmp_path, raw):
     state = {n: t for n, t in state.items() if not n.endswith("position_ids")}
     assert f"{TEXT}embeddings.token_embedding.weight" in state
     save_file(state, tmp_path / "x.safetensors")
-    model = build_tiny(seed=5)
+    model = build(seed=5)
     report = model.load_checkpoint(tmp_path / "x.safetensors")
     assert (report.missing, report.unexpected) == ([], [])
     assert all(torch.equal(t, raw[n]) for n, t in model.state_dict().items())
@@ -358,9 +367,9 @@ def test_half_precision_file_and_precisions(tmp_path, raw):
 
 
 def test_four_channels_into_eight_adds_zeros_and_says_so(tmp_path, raw):
-    start = build_tiny(4, seed=3)
+    start = build(4, seed=3)
     save_file({n: t.clone() for n, t in start.state_dict().items()}, tmp_path / "sd.safetensors")
-    model = build_tiny(8, seed=5)
+    model = build(8, seed=5)
     report = model.load_checkpoint(tmp_path / "sd.safetensors")
     weight = model.state_dict()[FIRST]
     assert weight.shape[1] == 8
@@ -384,10 +393,9 @@ def test_missing_misshaped_and_unexpected_are_named(tmp_path, raw):
     state[f"{VAE}quant_conv.weight"] = torch.ones(8, 9, 1, 1)
     state["model.diffusion_model.surprise"] = torch.ones(2)
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=r"x\.safetensors") as caught:
         load_model(tmp_path / "x.safetensors", config())
     message = str(caught.value)
-    assert "x.safetensors" in message
     assert f"1 missing: {LAST}" in message
     assert f"{VAE}quant_conv.weight (8, 9, 1, 1) for (8, 8, 1, 1)" in message
     assert "1 unexpected: model.diffusion_model.surprise" in message
@@ -397,7 +405,7 @@ def test_missing_misshaped_and_unexpected_are_named(tmp_path, raw):
 def test_nothing_is_changed_by_a_checkpoint_that_does_not_fit(tmp_path, raw):
     state = {n: t for n, t in raw.items() if n != LAST}
     save_file(state, tmp_path / "x.safetensors")
-    model = build_tiny(seed=5)
+    model = build(seed=5)
     before = {n: t.clone() for n, t in model.state_dict().items()}
     with pytest.raises(ValueError, match="missing"):
         model.load_checkpoint(tmp_path / "x.safetensors")
@@ -418,15 +426,6 @@ def test_another_noise_schedule_is_refused(tmp_path, raw):
     save_file(raw | {"alphas_cumprod": alphas_cumprod(steps=500)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="noise schedule"):
         load_model(tmp_path / "x.safetensors", config())
-
-
-def test_only_a_part_is_loaded_where_asked(lightning_ckpt, raw):
-    model = build_tiny(seed=5)
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    report = load_into(model, read_checkpoint(lightning_ckpt), "raw", only=VAE)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, (raw if name.startswith(VAE) else before)[name]), name
-    assert (report.missing, report.unexpected) == ([], [])
 
 
 MEASURE = """
@@ -469,9 +468,9 @@ print(json.dumps({"held": held, "total": total, "peak": peak[0] - start, "model"
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(("suffix", "precision"), [(".ckpt", "bf16"), (".safetensors", "fp32")])
-def test_memory_of_reading_and_loading(tmp_path, tiny_ckpt, suffix, precision):
+def test_memory_of_reading_and_loading(tmp_path, raw, suffix, precision):
     """Reading maps the file; loading keeps one copy in the model's precision (issue: model + 1 GiB at 7.7 GB)."""
-    large = tiny_config()
+    large = small_config()
     large["model"]["params"]["unet_config"]["params"]["model_channels"] = 96
     with torch.device("meta"):
         shapes = {n: t.shape for n, t in instantiate_from_config(large["model"]).state_dict().items()}
@@ -480,7 +479,8 @@ def test_memory_of_reading_and_loading(tmp_path, tiny_ckpt, suffix, precision):
     path = tmp_path / f"big{suffix}"
     torch.save(lightning(state), path) if suffix == ".ckpt" else save_file(state, path)
     assert path.stat().st_size > 150 << 20
-    args = [path, precision, json.dumps(large), tiny_ckpt, json.dumps(tiny_config())]
+    save_file(raw, tmp_path / "small.safetensors")
+    args = [path, precision, json.dumps(large), tmp_path / "small.safetensors", json.dumps(small_config())]
     out = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, args)],
         capture_output=True,
@@ -501,7 +501,7 @@ def test_memory_of_reading_and_loading(tmp_path, tiny_ckpt, suffix, precision):
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_saved_checkpoints_come_back(tmp_path, raw, suffix):
     path = tmp_path / f"x{suffix}"
-    metadata = {"config": tiny_config(), "identifier": "sks", "steps": 800}
+    metadata = {"config": small_config(), "identifier": "sks", "steps": 800}
     save_checkpoint(path, raw, metadata)
     checkpoint = read_checkpoint(path)
     assert_same(checkpoint.tensors, raw)
@@ -570,16 +570,31 @@ def test_fingerprint_of_a_large_file_reads_little_and_sees_a_training_step(tmp_p
 # Files that are no checkpoints
 
 
+def read_all(path: Path) -> dict[str, torch.Tensor]:
+    """Read a checkpoint and touch every value in it."""
+    tensors = read_checkpoint(path).tensors
+    for value in tensors.values():
+        value.sum()
+    return tensors
+
+
 def refused(path: Path, error: type[Exception] = ValueError) -> str:
     """Read what must be refused; return the message: one line that names the file."""
     with pytest.raises(error) as caught:
-        checkpoint = read_checkpoint(path)
-        for tensor in checkpoint.tensors.values():
-            tensor.sum()
+        read_all(path)
     message = str(caught.value)
     assert str(path) in message, message
     assert "\n" not in message, message
     return message
+
+
+def quiet_read(path: Path) -> dict[str, torch.Tensor] | None:
+    """Read; return the tensors, or None if the file is refused in the proper way. Nothing else may come."""
+    try:
+        return read_all(path)
+    except ValueError:
+        refused(path)
+        return None
 
 
 def zip_of(path: Path, entries: dict[str, bytes]) -> None:
@@ -597,7 +612,7 @@ NO_CHECKPOINTS = {
     "text": (b"Not Found", "neither"),
     "one byte": (b"P", "neither"),
     "json": (b'{"error": "Repository not found"}', "neither"),
-    "number": (pickle.dumps(3, protocol=2), "pickle"),
+    "number": (pickle.dumps(3, protocol=2), "no PyTorch checkpoint"),
     "zip signature only": (b"PK\x03\x04", "truncated"),
     "pickle opcode only": (b"\x80", "truncated"),
 }
@@ -645,7 +660,7 @@ def test_truncated_anywhere(tmp_path, kind):
         refused(path)
 
 
-@pytest.mark.parametrize("head", [b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x02}", b"\xff\x00\0\0\0\0\0\0{"])
+@pytest.mark.parametrize("head", [b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x02}", b"\xff\0\0\0\0\0\0\0{"])
 def test_random_bytes(tmp_path, head):
     path = tmp_path / "x.ckpt"
     for seed in range(40):
@@ -655,7 +670,7 @@ def test_random_bytes(tmp_path, head):
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 def test_damaged_bytes_never_crash(tmp_path, kind):
-    """One byte changed: it may still read (a weight changed), or is refused; nothing else."""
+    """One bit changed: it may still read (a weight changed), or is refused; nothing else."""
     whole, path = tmp_path / "whole", tmp_path / "x.ckpt"
     state = {"a.weight": torch.rand(2, 3)}
     if kind == "safetensors":
@@ -668,12 +683,7 @@ def test_damaged_bytes_never_crash(tmp_path, kind):
         damaged = data.copy()
         damaged[offset] ^= 1 << int(random.integers(8))
         path.write_bytes(damaged)
-        try:
-            for tensor in read_checkpoint(path).tensors.values():
-                assert tensor.numel() < 1000
-                tensor.sum()
-        except ValueError as error:
-            assert str(path) in str(error)
+        assert all(value.numel() < 1000 for value in (quiet_read(path) or {}).values())
 
 
 def lying(header: dict | bytes, data: bytes = b"\0" * 16, length: int | None = None) -> bytes:
@@ -683,6 +693,10 @@ def lying(header: dict | bytes, data: bytes = b"\0" * 16, length: int | None = N
 
 def entry(shape: list, offsets: list, dtype: str = "F32") -> dict:
     return {"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+def with_ours(metadata: str) -> bytes:
+    return lying({"__metadata__": {"instruct2dream": metadata}, **entry([4], [0, 16])})
 
 
 LYING_SAFETENSORS = {
@@ -695,10 +709,10 @@ LYING_SAFETENSORS = {
     "unknown type": lying(entry([4], [0, 16], "F7")),
     "no JSON": lying(b"{ this is no JSON "),
     "a list": lying(b'{"w": [1, 2]}   '),
-    "our metadata no JSON": lying({"__metadata__": {"instruct2dream": "{"}, **entry([4], [0, 16])}),
-    "our metadata a list": lying({"__metadata__": {"instruct2dream": "[1]"}, **entry([4], [0, 16])}),
-    "our metadata a number": lying({"__metadata__": {"instruct2dream": "3"}, **entry([4], [0, 16])}),
-    "our metadata deep": lying({"__metadata__": {"instruct2dream": "[" * 200000}, **entry([4], [0, 16])}),
+    "our metadata no JSON": with_ours("{"),
+    "our metadata a list": with_ours("[1]"),
+    "our metadata a number": with_ours("3"),
+    "our metadata deep": with_ours("[" * 200000),
 }
 
 
@@ -719,22 +733,24 @@ def test_compressed_archives_are_refused(tmp_path):
     assert "compressed" in refused(tmp_path / "packed.ckpt")
 
 
-def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path):
-    """The pickle itself compressed a thousandfold: it is never unpacked."""
+def test_an_archive_that_unpacks_a_thousandfold_is_refused(tmp_path):
+    """The pickle itself compressed: it is never unpacked."""
     path = tmp_path / "bomb.ckpt"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        with archive.open("archive/data.pkl", "w", force_zip64=True) as stream:
-            stream.write(b"\x80\x02")
-            block = b"N0" * (8 << 20)
-            for _ in range(10):
-                stream.write(block)
-            stream.write(b"N.")
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("archive/data.pkl", "w") as stream,
+    ):
+        stream.write(b"\x80\x02")
+        for _ in range(8):
+            stream.write(b"N0" * (2 << 20))
+        stream.write(b"N.")
     tracemalloc.start()
     try:
         refused(path)
-        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+        peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 # Hostile pickles: nothing runs
@@ -753,15 +769,16 @@ class Evil:
 class Storage:
     """Pickled by ``dump``, it is a stored array of a claimed length, name and type."""
 
-    def __init__(
-        self, numel: object = 4, key: object = "0", kind: object = torch.FloatStorage, tag: object = "storage"
-    ):
+    def __init__(self, numel=4, key="0", kind=torch.FloatStorage, tag="storage"):
         self.saved_id = (tag, kind, key, "cpu", numel)
 
 
 def tensor(*args: object) -> Evil:
-    """Pickled by ``dump``, it is a tensor with these arguments: storage, offset, size, stride."""
+    """Pickled by ``dump``, it is a tensor of these arguments: storage, offset, size, stride."""
     return Evil(torch._utils._rebuild_tensor_v2, *args, False, OrderedDict())
+
+
+HONEST = tensor(Storage(), 0, (4,), (1,))
 
 
 def dump(content: object, protocol: int = 2) -> bytes:
@@ -774,11 +791,11 @@ def dump(content: object, protocol: int = 2) -> bytes:
     return out.getvalue()
 
 
-CONTAINERS = ("zip", "legacy", "bare")
+CONTAINERS = ("zip", "legacy")
 FLOATS = struct.pack("<4f", 1, 2, 3, 4)
 
 
-def contained(path: Path, program: bytes, container: str = "zip", keys: tuple[str, ...] = ("0",)) -> Path:
+def contained(path: Path, program: bytes, container: str, keys: tuple[str, ...] = ("0",)) -> Path:
     """Write a pickle program as a checkpoint with one stored array "0" of four floats."""
     if container == "zip":
         zip_of(path, {"archive/data.pkl": program, "archive/data/0": FLOATS, "archive/version": b"3\n"})
@@ -790,19 +807,6 @@ def contained(path: Path, program: bytes, container: str = "zip", keys: tuple[st
     else:
         path.write_bytes(program)
     return path
-
-
-def quiet_read(path: Path) -> dict[str, torch.Tensor] | None:
-    """Read; return the tensors, or None if the file is refused in the proper way. Nothing else may come."""
-    try:
-        tensors = read_checkpoint(path).tensors
-    except ValueError as error:
-        assert str(path) in str(error), error
-        assert "\n" not in str(error), error
-        return None
-    for value in tensors.values():
-        value.sum()
-    return tensors
 
 
 def places(evil: object) -> dict[str, dict]:
@@ -824,13 +828,14 @@ def places(evil: object) -> dict[str, dict]:
 @pytest.mark.parametrize("place", list(places(None)))
 def test_code_in_a_file_never_runs_and_the_weights_are_read(tmp_path, place, zipped, protocol):
     marker = tmp_path / "MARKER"
-    content = places(Evil(os.system, f"touch {marker}"))[place]
+    content = places(Evil(os.mkdir, str(marker)))[place]
     torch.save(content, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     tensors = quiet_read(tmp_path / "x.ckpt")
     assert not marker.exists()
     assert torch.equal(tensors["w"], torch.arange(4.0))
     # the file is really dangerous: PyTorch, told to trust it, runs the code
-    torch.load(tmp_path / "x.ckpt", weights_only=False)
+    with contextlib.suppress(FileExistsError):
+        torch.load(tmp_path / "x.ckpt", weights_only=False)
     assert marker.exists()
 
 
@@ -855,53 +860,44 @@ def call(function: bytes, *args: bytes) -> bytes:
 def programs(marker: str) -> dict[str, bytes]:
     """Pickle programs that create the marker file when ``pickle`` runs them."""
     shell, code = text(f"touch {marker}"), text(f"open({marker!r}, 'w').close()")
-    system, popen = named("os:system"), named("subprocess:Popen")
-    argv = b"](" + text("touch") + text(marker) + b"e"
-    run = call(system, shell)
+    system, rebuild = named("os:system"), named("torch._utils:_rebuild_tensor_v2")
+    module = call(named("importlib:import_module"), text("os"))
+    mapped = call(named("builtins:map"), system, b"](" + shell + b"e")
+    run, ordered = call(system, shell), named("collections:OrderedDict")
     inner = pickle.dumps(Evil(os.system, f"touch {marker}"), 2)
-    rebuild = named("torch._utils:_rebuild_tensor_v2")
+    with tempfile.TemporaryDirectory() as place:
+        file = contained(Path(place) / "x", inner, "legacy").read_bytes()
     bodies = {
         "system": run,
         "exec": call(named("builtins:exec"), code),
         "eval": call(named("builtins:eval"), code),
-        "names of Python 2": call(b"c__builtin__\neval\n", code),
+        "names of Python 2": b"\x80\x02" + call(b"c__builtin__\neval\n", code),
         "GLOBAL": call(b"cposix\nsystem\n", shell),
         "INST": b"(" + shell + b"ios\nsystem\n",
-        "OBJ": b"(" + popen + argv + b"o",
-        "NEWOBJ": popen + b"(" + argv + b"t\x81",
-        "NEWOBJ_EX": popen + b"(" + argv + b"t}\x92",
-        "getattr": call(
-            call(named("builtins:getattr"), call(named("importlib:import_module"), text("os")), text("system")), shell
-        ),
+        "OBJ": b"(" + system + shell + b"o",
+        "NEWOBJ": named("builtins:tuple") + b"(" + mapped + b"t\x81",
+        "NEWOBJ_EX": named("builtins:tuple") + b"(" + mapped + b"t}\x92",
+        "getattr": call(call(named("builtins:getattr"), module, text("system")), shell),
         "dotted name": call(named("os:path.os.system"), shell),
         "dotted name in torch": call(named("torch.serialization:os.system"), shell),
         "partial": call(call(named("functools:partial"), system, shell)),
-        "map": call(named("builtins:list"), call(named("builtins:map"), system, b"](" + shell + b"e")),
+        "list of a map": call(named("builtins:list"), mapped),
         "pickle in a pickle": call(named("pickle:loads"), raw_bytes(inner)),
-        "torch's storage from bytes": call(named("torch.storage:_load_from_bytes"), raw_bytes(legacy(inner))),
+        "torch's storage from bytes": call(named("torch.storage:_load_from_bytes"), raw_bytes(file)),
         "torch's rebuild from type": call(
             named("torch._tensor:_rebuild_from_type_v2"), system, named("builtins:int"), b"(" + shell + b"t", b"}"
         ),
         "argument of a rebuild": call(rebuild, run, b"K\0", b")", b")"),
-        "parameter": call(named("torch._utils:_rebuild_parameter"), run, b"\x89", b"}"),
-        "size": call(named("torch:Size"), call(named("builtins:map"), system, b"](" + shell + b"e")),
-        "items of a dictionary": call(
-            named("collections:OrderedDict"), call(named("builtins:map"), system, b"](" + shell + b"e")
-        ),
-        "__setstate__ of a dictionary": call(named("collections:OrderedDict"))
-        + (b"}" + text("__setstate__") + system + b"sb")
-        + (shell + b"b"),
+        "argument of a parameter": call(named("torch._utils:_rebuild_parameter"), run, b"\x89", b"}"),
+        "argument of a size": call(named("torch:Size"), mapped),
+        "items of a dictionary": call(ordered, mapped),
+        "__setstate__ of a dictionary": call(ordered) + b"}" + text("__setstate__") + system + b"sb" + shell + b"b",
         "state of a function": rebuild + b"}" + text("x") + run + b"sb",
     }
     return {name: b"\x80\x04" + body + b"." for name, body in bodies.items()}
 
 
-def legacy(program: bytes) -> bytes:
-    with tempfile.TemporaryDirectory() as place:
-        return contained(Path(place) / "x", program, "legacy").read_bytes()
-
-
-@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("container", [*CONTAINERS, "bare"])
 @pytest.mark.parametrize("name", list(programs("m")))
 def test_hostile_programs_never_run(tmp_path, name, container):
     marker = tmp_path / "MARKER"
@@ -916,32 +912,23 @@ def test_hostile_programs_are_really_hostile(tmp_path, name):
     marker = tmp_path / "MARKER"
     with contextlib.suppress(Exception):  # many fail after the deed, and the deed is what counts
         pickle.loads(programs(str(marker))[name])
-    for _ in range(300):
-        if marker.exists():
-            break
-        time.sleep(0.01)  # a process that was started needs a moment
     assert marker.exists()
 
 
-@pytest.mark.parametrize("container", ["zip", "legacy"])
-def test_a_persistent_name_that_is_code(tmp_path, container):
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_arguments_that_are_code(tmp_path, container):
     marker = tmp_path / "MARKER"
     evil = Evil(os.system, f"touch {marker}")
     for storage in (Storage(evil), Storage(4, evil), Storage(4, "0", evil), Storage(tag=evil)):
         path = contained(tmp_path / "x.ckpt", dump({"w": tensor(storage, 0, (4,), (1,))}), container)
         assert quiet_read(path) is None
-    for args in (
-        (evil, 0, (4,), (1,)),
-        (Storage(), evil, (4,), (1,)),
-        (Storage(), 0, evil, (1,)),
-        (Storage(), 0, (4,), evil),
-    ):
-        path = contained(tmp_path / "x.ckpt", dump({"w": tensor(*args)}), container)
-        assert quiet_read(path) is None
+    for place in range(4):
+        args = [evil if i == place else arg for i, arg in enumerate((Storage(), 0, (4,), (1,)))]
+        assert quiet_read(contained(tmp_path / "x.ckpt", dump({"w": tensor(*args)}), container)) is None
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_calls_that_load_another_file_do_not(tmp_path, container):
     """torch.load and its kin, on a second, hostile file."""
     marker, other = tmp_path / "MARKER", tmp_path / "other.pt"
@@ -952,54 +939,50 @@ def test_calls_that_load_another_file_do_not(tmp_path, container):
     assert not marker.exists()
 
 
-def against_ours() -> dict[str, bytes]:
-    """Programs against the reader itself: change what it built, and use that."""
+def against_the_reader() -> dict[str, bytes]:
+    """Programs that change what the reader itself has built, and use that."""
     ordered, first = named("collections:OrderedDict"), named("torch._utils:_rebuild_parameter")
     rebuild, system = named("torch._utils:_rebuild_tensor_v2"), named("os:system")
-    one = b"}" + text("w") + dump(tensor(Storage(), 0, (4,), (1,)))[2:-1] + b"s"
-    storage = dump(Storage())[2:-1]
+    storage, weight = dump(Storage())[2:-1], dump(HONEST)[2:-1]
+
+    def changed(attribute: str, value: bytes) -> bytes:
+        return call(ordered) + b"}" + text(attribute) + value + b"sb"
+
+    def entry_of(name: str, value: bytes) -> bytes:
+        return text(name) + value + b"s"
+
+    weights = b"}" + entry_of("w", weight)
+    beyond = b"(" + first + storage + b"RK\0(M\xff\xfft(K\x01tt"  # the storage itself, offset, size, stride
     bodies = {
-        "function's slot": first + b"(N}" + text("_function") + system + b"stb",
-        "function's dictionary": first + b"}" + text("_function") + system + b"sb",
-        "type's slot": named("torch:FloatStorage") + b"(N}" + text("dtype") + b"Nstb",
-        "items of the weights": call(ordered) + b"}" + text("items") + first + b"sb",
-        "items are a placeholder": call(ordered) + b"}" + text("items") + system + b"sb",
-        "get of the weights": call(ordered) + b"}" + text("get") + system + b"sb",
+        "slot of a function": first + b"(N}" + text("_function") + system + b"stb",
+        "dictionary of a function": first + b"}" + text("_function") + system + b"sb",
+        "slot of a type": named("torch:FloatStorage") + b"(N}" + text("dtype") + b"Nstb",
+        "items of the file": changed("items", first),
+        "items of the file, inert": changed("items", system),
+        "get of the file": changed("get", system),
+        "items of the weights": b"}" + entry_of("state_dict", changed("items", first)),
         "keys of the metadata": b"}"
-        + text("state_dict")
-        + one
-        + b"s"
-        + text("instruct2dream")
-        + call(ordered)
-        + (b"}" + text("keys") + system + b"sb")
-        + b"s",
-        "items of the state_dict": b"}" + text("state_dict") + call(ordered) + b"}" + text("items") + first + b"sbs",
-        "state of a tensor": b"}"
-        + text("w")
-        + dump(tensor(Storage(), 0, (4,), (1,)))[2:-1]
-        + (b"(" + first + storage + b"R" + b"K\0(M\xff\xfft(K\x01tt" + b"b")
-        + b"s",
-        "storage's own tensor": b"}"
-        + text("w")
-        + call(rebuild, dump((tensor(Storage(), 0, (4,), (1,)), torch.float32))[2:-1])
-        + b"s",
+        + entry_of("state_dict", weights)
+        + entry_of("instruct2dream", changed("keys", system)),
+        "state of a tensor": b"}" + entry_of("w", weight + beyond + b"b"),
+        "tensor instead of a storage": b"}" + entry_of("w", call(rebuild, dump((HONEST, torch.float32))[2:-1])),
         "extension code": b"\x82\x01",
         "buffer": b"\x97",
         "state of a class": system + b"}b",
         "add to a placeholder": call(system) + b"(K\x01\x90",
         "append to a placeholder": call(system) + b"K\x01a",
-        "item of a tensor": dump(tensor(Storage(), 0, (4,), (1,)))[2:-1] + b"K\xffK\x01s",
-        "unreadable name": b"\x8c\x01\0\x8c\x01\0\x93",
-        "surrogate in a name": b"V\\ud800\nV\\ud800\n\x93",
+        "item of a tensor": weight + b"K\xffK\x01s",
+        "name with a zero": b"\x8c\x01\0\x8c\x01\0\x93",
+        "name with a surrogate": b"V\\ud800\nV\\ud800\n\x93",
     }
     return {name: b"\x80\x04" + body + b"." for name, body in bodies.items()}
 
 
-@pytest.mark.parametrize("container", ["zip", "legacy"])
-@pytest.mark.parametrize("name", list(against_ours()))
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("name", list(against_the_reader()))
 def test_programs_against_the_reader_itself(tmp_path, name, container):
     """Refused in one line, or read without harm; never another error, never a value outside the file."""
-    tensors = quiet_read(contained(tmp_path / "x.ckpt", against_ours()[name], container))
+    tensors = quiet_read(contained(tmp_path / "x.ckpt", against_the_reader()[name], container))
     for value in (tensors or {}).values():
         assert value.numel() <= 4
 
@@ -1030,32 +1013,26 @@ CLAIMS = {
 }
 
 
-@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("name", list(CLAIMS))
 def test_tensors_that_lie_are_refused(tmp_path, name, container):
-    path = contained(tmp_path / "x.ckpt", dump({"w": tensor(*CLAIMS[name])}), container)
-    assert quiet_read(path) is None
+    tensors = quiet_read(contained(tmp_path / "x.ckpt", dump({"w": tensor(*CLAIMS[name])}), container))
+    # a lie about the stored array's length may be passed over where the tensor itself lies inside the array
+    assert tensors is None or (name == "negative length" and tensors["w"].tolist() == [1, 2, 3, 4])
 
 
-@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_honest_tensors_of_the_same_making_are_read(tmp_path, container):
     """Guards the test above."""
-    views = {
-        "w": tensor(Storage(), 0, (4,), (1,)),
-        "v": tensor(Storage(), 1, (3,), (1,)),
-        "s": tensor(Storage(), 3, (), ()),
-    }
+    views = {"w": HONEST, "v": tensor(Storage(), 1, (3,), (1,)), "s": tensor(Storage(), 3, (), ())}
     tensors = quiet_read(contained(tmp_path / "x.ckpt", dump(views), container))
     assert {name: value.tolist() for name, value in tensors.items()} == {"w": [1, 2, 3, 4], "v": [2, 3, 4], "s": 4}
 
 
-def test_legacy_data_that_is_not_in_the_file_is_refused(tmp_path):
-    """The list of stored arrays leaves one out: what would be read for it is whatever memory held before."""
-    assert (
-        quiet_read(contained(tmp_path / "x.ckpt", dump({"w": tensor(Storage(), 0, (4,), (1,))}), "legacy", ())) is None
-    )
-    path = contained(tmp_path / "y.ckpt", dump({"w": tensor(Storage(), 0, (4,), (1,))}), "legacy", ("0", "1"))
-    assert quiet_read(path) is None
+@pytest.mark.parametrize("keys", [(), ("0", "1")])
+def test_legacy_list_of_arrays_that_is_not_the_one_in_use_is_refused(tmp_path, keys):
+    """An array that is left out has no data in the file: its tensor would hold what memory held before."""
+    assert quiet_read(contained(tmp_path / "x.ckpt", dump({"w": HONEST}), "legacy", keys)) is None
 
 
 # A config inside a checkpoint chooses among our own classes only
@@ -1064,43 +1041,62 @@ def test_legacy_data_that_is_not_in_the_file_is_refused(tmp_path):
 def evil_configs(marker: Path) -> dict[str, object]:
     run = {"target": "os.system", "params": {"command": f"touch {marker}"}}
     popen = {"target": "subprocess.Popen", "params": {"args": ["touch", str(marker)]}}
+    hidden = f"{{target:os.system,params:{{command:'touch {marker}'}}}}"
+    ours = "ldm.models.build.instantiate_from_config"
 
     def inside(node: object, **more: object) -> dict:
-        content = tiny_config()
+        content = small_config()
         content["model"]["params"]["unet_config"] = node
         return {**content, **more}
 
-    quoted = f"touch {marker}"
     return {
         "whole model": {"model": popen},
         "part": inside(run),
         "list": inside([run]),
         "as YAML text": OmegaConf.to_yaml(OmegaConf.create(inside(run))),
         "as JSON text": json.dumps(inside(run)),
-        "part made by a resolver": inside("${oc.create:{target:os.system,params:{command:'%s'}}}" % quoted),
-        "part decoded": inside("${oc.decode:\"{target:os.system,params:{command:'%s'}}\"}" % quoted),
+        "made by a resolver": inside(f"${{oc.create:{hidden}}}"),
+        "decoded by a resolver": inside(f'${{oc.decode:"{hidden}"}}'),
         "name by interpolation": inside({**run, "target": "${place}"}, place="os.system"),
-        "through a function of ours": inside(
-            {"target": "ldm.models.build.instantiate_from_config", "params": {"node": run}}
-        ),
-        "through a function of ours, decoded": inside(
-            {
-                "target": "ldm.models.build.instantiate_from_config",
-                "params": {"node": "${oc.create:{target:os.system,params:{command:'%s'}}}" % quoted},
-            }
-        ),
+        "through a function of ours": inside({"target": ours, "params": {"node": run}}),
+        "the same, hidden": inside({"target": ours, "params": {"node": f"${{oc.create:{hidden}}}"}}),
         "name in a list": inside({**run, "target": ["os.system"]}),
+        "module": inside({**run, "target": "ldm.models.latent_diffusion.torch"}),
         "a number": 3,
+        "a list": [1],
     }
 
 
-@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 @pytest.mark.parametrize("name", list(evil_configs(Path("m"))))
-def test_a_config_in_a_file_cannot_choose_code(tmp_path, raw, name, suffix):
+def test_a_config_in_a_file_cannot_choose_code(tmp_path, raw, name):
     marker = tmp_path / "MARKER"
-    save_checkpoint(tmp_path / f"x{suffix}", raw, {"config": evil_configs(marker)[name]})
-    with pytest.raises(ValueError) as caught:
-        load_model(tmp_path / f"x{suffix}")
+    checkpoint = Checkpoint(Path("x.ckpt"), "ckpt", raw, {"config": small_config()})
+    assert load_model(checkpoint)  # an honest config loads
+    checkpoint.metadata["config"] = evil_configs(marker)[name]
+    error: object = None
+    try:
+        load_model(checkpoint)
+    except Exception as caught:
+        error = caught
     time.sleep(0.05)
     assert not marker.exists()
-    assert "\n" not in str(caught.value)
+    assert isinstance(error, ValueError)
+
+
+def test_evil_configs_are_really_evil(tmp_path):
+    """Guards the test above: as a config of the user's own, which may name anything, the code runs."""
+    marker = tmp_path / "MARKER"
+    for name in ("part", "made by a resolver", "decoded by a resolver"):
+        with contextlib.suppress(Exception):
+            instantiate_from_config(OmegaConf.create(evil_configs(marker)[name])["model"])
+        assert marker.exists(), name
+        marker.unlink()
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_hostile_config_is_refused_from_either_format(tmp_path, raw, suffix):
+    marker = tmp_path / "MARKER"
+    save_checkpoint(tmp_path / f"x{suffix}", raw, {"config": evil_configs(marker)["part"]})
+    with pytest.raises(ValueError, match=r"names 'os\.system'"):
+        load_model(tmp_path / f"x{suffix}")
+    assert not marker.exists()

@@ -14,6 +14,7 @@ from ldm.checkpoint import Checkpoint, read_checkpoint
 from ldm.config import ALIASES, instantiate_from_config, load_config
 from ldm.diffusers_format import FIRST_STAGE, UNET
 from ldm.models.autoencoder import load_first_stage
+from ldm.models.inspect import without_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def load_model(
     if "model" not in config:
         raise ValueError(f"the config has no 'model' section; its keys: {', '.join(map(str, config))}")
     with torch.device("meta"):
-        model = instantiate_from_config(config["model"], use_ema=False, ckpt_path=None)
+        model = instantiate_from_config(without_checkpoints(config["model"]), use_ema=False)
     report = model.load_checkpoint(checkpoint, weights, dtype_of(precision))
     logger.log(logging.WARNING if report.unexpected else logging.INFO, report.summary())
     if vae_ckpt is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from ldm.checkpoint import Checkpoint, compare, fingerprint
 from ldm.config import instantiate_from_config, load_config
+from ldm.diffusers_format import UNET
 
 _SHOWN = ("global_step", "step", "epoch", "pytorch-lightning_version", "identifier", "class_word", "data_hash")
 
@@ -24,10 +27,10 @@ def describe(checkpoint: Checkpoint) -> str:
             f"  {family:<14} {len(tensors):>5} tensors {numbers / 1e6:>9.2f} M parameters  "
             f"{', '.join(f'{name} x {count}' for name, count in types)}"
         )
-    first = checkpoint.tensors.get("model.diffusion_model.input_blocks.0.0.weight")
+    first = checkpoint.tensors.get(f"{UNET}input_blocks.0.0.weight")
     if first is not None and first.ndim == 4:
         lines.append(f"  UNet input channels: {first.shape[1]}")
-    raw = any(name.startswith("model.diffusion_model.") for name in checkpoint.tensors)
+    raw = any(name.startswith(UNET) for name in checkpoint.tensors)
     copies = [name for name, there in (("raw", raw), ("EMA", checkpoint.has_ema)) if there]
     lines.append(f"  UNet weights: {' and '.join(copies) or 'none'}")
     lines += [f"  {key}: {checkpoint.metadata[key]}" for key in _SHOWN if key in checkpoint.metadata]
@@ -42,11 +45,15 @@ def fits(checkpoint: Checkpoint, config: Path) -> tuple[bool, str] | None:
     if node is None or "target" not in node:
         return None
     with torch.device("meta"):
-        model = instantiate_from_config(node, ckpt_path=None, use_ema=False)
+        model = instantiate_from_config(without_checkpoints(node), use_ema=False)
     if not hasattr(model, "first_stage_model"):  # a first stage alone: hold it under its published name
         model, first_stage = nn.Module(), model
         model.first_stage_model = first_stage
-    report, _ = compare(model, checkpoint)
+    raw = any(name.startswith(UNET) for name in checkpoint.tensors)
+    try:
+        report, _ = compare(model, checkpoint, "raw" if raw else "auto")
+    except ValueError as error:
+        return False, str(error)
     counts = {title: getattr(report, title) for title in ("missing", "mismatched")}
     found = [f"{len(names)} {title} (like {sorted(names)[0]})" for title, names in counts.items() if names]
     if found:
@@ -55,6 +62,15 @@ def fits(checkpoint: Checkpoint, config: Path) -> tuple[bool, str] | None:
     if report.unexpected:
         said.append(f"{len(report.unexpected)} tensors would stay unused")
     return True, ", ".join(said)
+
+
+def without_checkpoints(node: Any) -> Any:
+    """Return a config as plain containers with every ``ckpt_path`` taken out: only the structure is wanted."""
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, dict):
+        return {key: without_checkpoints(value) for key, value in node.items() if key != "ckpt_path"}
+    return node
 
 
 def _size(checkpoint: Checkpoint) -> str:

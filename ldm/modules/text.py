@@ -100,7 +100,9 @@ class FrozenCLIPEmbedder(nn.Module):
         if unknown:
             raise ValueError(f"unknown text_config field(s) {sorted(unknown)}; known: {', '.join(CLIP_VIT_L_14)}")
         self.max_length = min(max_length, fields["max_position_embeddings"])
-        config = CLIPTextConfig(**fields, bos_token_id=START, eos_token_id=END, attn_implementation="sdpa")
+        rows = fields["vocab_size"]
+        special = {"bos_token_id": min(START, rows - 2), "eos_token_id": min(END, rows - 1)}
+        config = CLIPTextConfig(**fields, **special, attn_implementation="sdpa")
         self.transformer = _Transformer(CLIPTextModel(config))
         embeddings = self.transformer.text_model.embeddings
         positions = torch.arange(fields["max_position_embeddings"], device="cpu")[None]

@@ -1,6 +1,7 @@
 """Samplers against the exact solution for normal data, and step by step against diffusers' schedulers."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,6 +23,15 @@ START = 14.6146
 # one mean and variance for each channel, from nearly a point to wider than a latent
 MEAN = torch.tensor([-1.0, 0.0, 0.5, 2.0], dtype=torch.float64).view(1, 4, 1, 1)
 VARIANCE = torch.tensor([0.04, 0.25, 1.0, 4.0], dtype=torch.float64).view(1, 4, 1, 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors this small gain nothing from a second thread, and lose much beside other work on the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +85,7 @@ def errors(name: str, end: float, **options) -> list[float]:
 def test_convergence_order_on_the_exact_score(name, lowest, highest, end):
     """Order 1 for euler and ddim, 2 for heun and dpmpp_2m, 2 or better for unipc (its corrector gains one)."""
     found = errors(name, end)
-    orders = [math.log2(a / b) for a, b in zip(found, found[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in pairwise(found)]
     assert all(lowest <= order <= highest for order in orders), (orders, found)
     assert found[-1] < (5e-3 if highest < 1.5 else 5e-5)
 
@@ -177,7 +187,7 @@ def check(ours: Recorder, final: torch.Tensor, theirs: list[torch.Tensor], toler
     wrong = [relative(a, b) for a, b in zip([*ours.seen, final], theirs, strict=True)]
     assert max(wrong) <= tolerance, wrong
     assert final.std().item() > 0.5  # two modes, not the zero between them
-    moved = [relative(a, b) for a, b in zip(theirs, theirs[1:], strict=False)]
+    moved = [relative(a, b) for a, b in pairwise(theirs)]
     assert min(moved) > 1e-4  # far above the tolerance: a step left out would be seen
 
 

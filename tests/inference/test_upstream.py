@@ -33,6 +33,15 @@ SETTINGS = EditSettings(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors this small gain nothing from a second thread, and lose much beside other work on the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # --- upstream -----------------------------------------------------------------------------------------------------
 
 
