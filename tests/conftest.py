@@ -1,6 +1,7 @@
 """Small models with random weights, alike in everything but size to the full ones."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from omegaconf import OmegaConf
 
 from ldm.config import instantiate_from_config
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 TINY_TEXT = {
     "vocab_size": 49408,

@@ -55,14 +55,12 @@ def test_a_file_that_is_its_own_base(tmp_path):
         ("a: [1,\n", "not readable YAML"),
         ("\tx: 1\n", "not readable YAML"),
         ("- 1\n- 2\n", "mapping"),
-        ("just words\n", "mapping|YAML"),
         ("base: 3\n", "base"),
-        ("base: {a: 1}\n", "base"),
     ],
 )
 def test_text_that_is_no_config(tmp_path, text, said):
     path = write(tmp_path / "x.yaml", text)
-    with pytest.raises((ValueError, FileNotFoundError), match=said) as caught:
+    with pytest.raises(ValueError, match=said) as caught:
         load_config(path)
     assert "x.yaml" in str(caught.value)
 
@@ -174,12 +172,10 @@ def test_instantiate_builds_with_params_and_extras():
         (None, "'target'"),
         (3, "'target'"),
         ("ldm.x.Y", "'target'"),
-        ({"target": 3, "params": {}}, "target"),
         ({"target": ["a.b"], "params": {}}, "target"),
         ({"target": None, "params": {}}, "target"),
         ({"target": f"{HERE}.Thing", "params": [1]}, "params"),
         ({"target": f"{HERE}.Thing", "params": "size"}, "params"),
-        ({"target": f"{HERE}.Thing", "params": {1: 2}}, "1"),
         ({"target": "ldm.models.latent_diffusion", "params": {}}, "ldm.models.latent_diffusion"),
         ({"target": "math.pi", "params": {}}, "math.pi"),
     ],

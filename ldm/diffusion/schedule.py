@@ -40,6 +40,7 @@ class Schedule:
         """betas: ``(T,)``, each in (0, 1)."""
         alphas_cumprod = torch.cumprod(1.0 - betas.double().cpu(), dim=0)
         self.betas = betas.float().cpu()
+        self._abar = alphas_cumprod  # float64: near t = 0, 1 - abar of a float32 loses digits
         self.alphas_cumprod = alphas_cumprod.float()
         self.sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().float()
         self.log_sigmas = self.sigmas.log()
@@ -90,23 +91,8 @@ class Schedule:
 
     def alpha_sigma(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``sqrt(abar_t)`` and ``sqrt(1 - abar_t)`` as ``b 1 1 1`` tensors on ``like``'s device, fp32."""
-        abar = self.alphas_cumprod.to(like.device)[t].view(-1, *[1] * (like.ndim - 1))
-        return abar.sqrt(), (1 - abar).sqrt()
-
-    def buffers(self) -> dict[str, torch.Tensor]:
-        """Return the derived tensors that published checkpoints carry beside the weights (name -> ``(T,)`` fp32)."""
-        abar = self.alphas_cumprod.double()
-        previous = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
-        return {
-            "betas": self.betas,
-            "alphas_cumprod": abar.float(),
-            "alphas_cumprod_prev": previous.float(),
-            "sqrt_alphas_cumprod": abar.sqrt().float(),
-            "sqrt_one_minus_alphas_cumprod": (1 - abar).sqrt().float(),
-            "log_one_minus_alphas_cumprod": (1 - abar).log().float(),
-            "sqrt_recip_alphas_cumprod": (1 / abar).sqrt().float(),
-            "sqrt_recipm1_alphas_cumprod": (1 / abar - 1).sqrt().float(),
-        }
+        abar = self._abar[t.cpu()].view(-1, *[1] * (like.ndim - 1))
+        return abar.sqrt().float().to(like.device), (1 - abar).sqrt().float().to(like.device)
 
 
 def uniform_sigmas(schedule: Schedule, steps: int) -> torch.Tensor:

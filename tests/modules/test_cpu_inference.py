@@ -1,0 +1,62 @@
+"""Packed layers against the plain ones they replace."""
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.modules.cpu_inference import PackedConv2d, PackedLinear, PackedPointwise, can_pack, pack
+from tests.conftest import build_tiny
+from tests.models.reference import relative
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no packing operators")
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (lambda: nn.Conv2d(8, 32, 3, padding=1), [(1, 8, 16, 16), (3, 8, 7, 13), (2, 8, 64, 5)]),
+        (lambda: nn.Conv2d(32, 32, 3, stride=2, padding=1), [(1, 32, 16, 16), (2, 32, 9, 6)]),
+        (lambda: nn.Conv2d(16, 4, 3, stride=2), [(2, 16, 17, 9)]),
+        (lambda: nn.Conv2d(32, 16, 1), [(1, 32, 4, 4), (3, 32, 5, 11)]),
+        (lambda: nn.Conv2d(32, 16, 1, bias=False), [(2, 32, 3, 3)]),
+        (lambda: nn.Linear(24, 40), [(5, 24), (2, 77, 24), (1, 24)]),
+        (lambda: nn.Linear(24, 40, bias=False), [(3, 9, 24)]),
+    ],
+)
+def test_a_packed_layer_equals_the_plain_one(layer, shapes, dtype):
+    torch.manual_seed(0)
+    plain = layer()
+    packed = pack(nn.Sequential(layer_copy(plain).to(dtype)))
+    assert isinstance(packed[0], (PackedConv2d, PackedLinear, PackedPointwise))
+    for shape in shapes:
+        x = torch.randn(shape)
+        with torch.inference_mode():
+            expected = plain(x)
+            for given in (x, x.to(memory_format=torch.channels_last) if x.ndim == 4 else x):
+                out = packed(given.to(dtype)).float()
+                assert out.shape == expected.shape
+                assert relative(out, expected) < TOLERANCE[dtype]
+
+
+def layer_copy(layer):
+    import copy
+
+    return copy.deepcopy(layer)
+
+
+def test_a_whole_packed_unet_equals_the_plain_one():
+    model = build_tiny()
+    z, t, context = torch.randn(3, 8, 8, 16), torch.tensor([1.0, 500.5, 999.0]), torch.randn(3, 77, 32)
+    with torch.inference_mode():
+        expected = model.model.diffusion_model(z, t, context)
+        packed = pack(model.model.to(memory_format=torch.channels_last)).diffusion_model
+        assert not any(type(m) in (nn.Conv2d, nn.Linear) for m in packed.modules())
+        assert relative(packed(z, t, context), expected) < 1e-3  # random weights amplify rounding, see test_parity
+
+
+def test_packing_leaves_no_second_copy_of_the_weights():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Linear(4, 4), nn.Conv2d(8, 8, 1))
+    pack(model)
+    assert not [name for name, p in model.named_parameters() if p.ndim > 1]
