@@ -1,0 +1,148 @@
+"""Measures with known answers: what an edited sprite-world picture should be is known pixel by pixel.
+
+Pictures are ``b 3 h w`` in [-1, 1], masks ``b 1 h w`` in [0, 1] (``subject_mask``); every function returns one figure
+per picture, ``(b,)``, and ``bootstrap`` puts an interval around their mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from kornia.color import rgb_to_lab
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the 95 % bootstrap interval around it, over ``n`` pictures."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def bootstrap(values: torch.Tensor, draws: int = 1000, seed: int = 0) -> Interval:
+    """Return the mean of ``(n,)`` figures and its 95 % percentile interval. Raises ValueError for none."""
+    values = values.double().flatten()
+    if not len(values):
+        raise ValueError("no figures to average")
+    picks = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(seed))
+    means = values[picks].mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return Interval(values.mean().item(), low, high, len(values))
+
+
+def _lab(x: torch.Tensor) -> torch.Tensor:
+    return rgb_to_lab(((x + 1) / 2).clamp(0, 1).float())
+
+
+def _mean_inside(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    mask = mask.expand_as(values)
+    return (values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1e-6)
+
+
+def _psnr(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """PSNR in dB of an error between pictures in [-1, 1], inside a mask; capped at 60 (equal pictures)."""
+    return -10 * torch.log10((_mean_inside(error.square(), mask) / 4).clamp(min=1e-6))
+
+
+def masked_psnr(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the PSNR (dB, at most 60) against the true picture inside the mask: for a first stage's subjects."""
+    return _psnr(x - truth, mask)
+
+
+def exact_psnr(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Return the PSNR (dB, at most 60) against the true picture: for edits of the whole picture."""
+    return _psnr(x - truth, torch.ones_like(x[:, :1]))
+
+
+def background_psnr(x: torch.Tensor, source: torch.Tensor, *masks: torch.Tensor, margin: int = 3) -> torch.Tensor:
+    """Return how well the background was kept: PSNR (dB, at most 60) against the input outside all masks.
+
+    masks: the subject's before and after; they are widened by ``margin`` pixels, the ground shadow's reach.
+    """
+    inside = torch.stack(masks).amax(0)
+    inside = F.max_pool2d(inside, 2 * margin + 1, stride=1, padding=margin)
+    return _psnr(x - source, (inside < 0.02).float())
+
+
+def colour_distance(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the distance of the subject's mean colours in CIELAB (a difference of 2 is just visible)."""
+    ours, theirs = _lab(x), _lab(truth)
+    return torch.stack([_mean_inside((ours - theirs)[:, i : i + 1], mask) for i in range(3)]).norm(dim=0)
+
+
+def pattern_distance(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the mean distance of the subject's pixels in CIELAB after 3x3 averaging: are the marks where they
+    should be."""
+    blurred = [F.avg_pool2d(_lab(p), 3, stride=1, padding=1) for p in (x, truth)]
+    return _mean_inside((blurred[0] - blurred[1]).norm(dim=1, keepdim=True), mask)
+
+
+def roughness(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the total variation over the true picture's: 1 is as clean, more is speckle or mosaic, less is blur."""
+    mask = torch.ones_like(x[:, :1]) if mask is None else mask
+
+    def variation(p: torch.Tensor) -> torch.Tensor:
+        across = (p[..., 1:] - p[..., :-1]).abs()
+        down = (p[..., 1:, :] - p[..., :-1, :]).abs()
+        return _mean_inside(across, mask[..., 1:]) + _mean_inside(down, mask[..., 1:, :])
+
+    return variation(x) / variation(truth).clamp(min=1e-6)
+
+
+def silhouette(x: torch.Tensor, backdrop: torch.Tensor, threshold: float = 12.0) -> torch.Tensor:
+    """Return where a picture differs from its empty place, ``b 1 h w`` of 0 and 1 (CIELAB distance above threshold)."""
+    blurred = [F.avg_pool2d(_lab(p), 3, stride=1, padding=1) for p in (x, backdrop)]
+    return ((blurred[0] - blurred[1]).norm(dim=1, keepdim=True) > threshold).float()
+
+
+def overlap(shape: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return intersection over union of a silhouette and a mask."""
+    hard = (mask > 0.5).float()
+    both = (shape * hard).flatten(1).sum(1)
+    return both / torch.maximum(shape, hard).flatten(1).sum(1).clamp(min=1)
+
+
+def incomplete(
+    x: torch.Tensor, backdrop: torch.Tensor, source_mask: torch.Tensor, target_mask: torch.Tensor
+) -> torch.Tensor:
+    """Return 1 where an edit still has the source's shape: its silhouette fits the source's mask better than the
+    true target's (a published failure: the parrot in the cat's colours)."""
+    shape = silhouette(x, backdrop)
+    return (overlap(shape, source_mask) > overlap(shape, target_mask)).float()
+
+
+def second_subject(x: torch.Tensor, source: torch.Tensor, *masks: torch.Tensor, share: float = 0.02) -> torch.Tensor:
+    """Return 1 where something new stands outside the subject's place: more than ``share`` of the picture has changed
+    strongly in one connected patch there (a published failure: a second dog)."""
+    inside = F.max_pool2d(torch.stack(masks).amax(0), 9, stride=1, padding=4)
+    changed = silhouette(x, source, threshold=20.0) * (inside < 0.02).float()
+    # one patch, not scattered speckle: what survives an erosion of one pixel around
+    solid = -F.max_pool2d(-changed, 3, stride=1, padding=1)
+    return (solid.flatten(1).mean(1) > share).float()
+
+
+def training_background(
+    x: torch.Tensor, source: torch.Tensor, photos: torch.Tensor, *masks: torch.Tensor, margin: int = 3
+) -> torch.Tensor:
+    """Return 1 where the background is nearer to some training photo's than to the input's own (a published failure:
+    the wolf's wood becomes a living room). photos: ``n 3 h w``."""
+    inside = F.max_pool2d(torch.stack(masks).amax(0), 2 * margin + 1, stride=1, padding=margin)
+    outside = (inside < 0.02).float()
+    own = _mean_inside((x - source).abs(), outside)
+    others = torch.stack([_mean_inside((x - photo[None]).abs(), outside) for photo in photos])
+    return (others.amin(0) < own).float()
+
+
+def diversity(x: torch.Tensor, masks: torch.Tensor) -> float:
+    """Return the spread of the subjects' mean colours over pictures: root mean square distance in CIELAB from their
+    common mean. x: pictures that were asked for the same class."""
+    lab = _lab(x)
+    means = torch.stack([_mean_inside(lab[:, i : i + 1], masks) for i in range(3)], dim=1)
+    return (means - means.mean(0)).square().sum(1).mean().sqrt().item()
