@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ class Recogniser(nn.Module):
         self.subjects, self.grey = list(subjects), grey
         widths = [1 if grey else 3, width, 2 * width, 3 * width, 4 * width]
         layers: list[nn.Module] = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.SiLU()]
             layers += [nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(4, b), nn.SiLU()]
         self.features = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2))

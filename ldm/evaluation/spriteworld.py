@@ -1,0 +1,153 @@
+"""Measure an editor in the sprite world: fresh scenes, random instructions of every kind, exact answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm.data.images import to_images, to_tensor
+from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.spriteworld import measures as m
+from ldm.spriteworld.instructions import KINDS, Edit, random_edit
+from ldm.spriteworld.recogniser import Recogniser
+from ldm.spriteworld.scene import SUBJECTS, draw, random_scene, subject_mask, subject_scene
+
+logger = logging.getLogger(__name__)
+
+Figures = dict[str, m.Interval]
+RIGHT_COLOUR = 15.0  # CIELAB: nearer than this to the true subject's mean colour counts as the right colour
+RIGHT_PLACE = 20.0  # dB against the true picture: a place or style edit that counts as done
+
+
+def draw_edits(n: int, seed: int, kind: str | None = None) -> list[Edit]:
+    """Return n random edits that no training run draws (their seeds have three parts)."""
+    return [random_edit(np.random.default_rng([seed, i, 77]), kind, rare_share=0) for i in range(n)]
+
+
+def pictures(scenes: list, size: int = 64) -> torch.Tensor:
+    """Return the drawn scenes, ``n 3 h w`` in [-1, 1]."""
+    return to_tensor([draw(scene, size) for scene in scenes])
+
+
+def masks(scenes: list, size: int = 64) -> torch.Tensor:
+    """Return the subjects' coverage, ``n 1 h w`` in [0, 1]."""
+    arrays = np.stack([np.asarray(subject_mask(scene, size), dtype=np.float32) for scene in scenes])
+    return torch.from_numpy(arrays)[:, None] / 255
+
+
+def figures_of(edits: list[Edit], x: torch.Tensor, recogniser: Recogniser, twin: Recogniser) -> Figures:
+    """Return the measures of one kind of edit. x: the edited pictures, ``n 3 h w`` in [-1, 1]."""
+    kind = edits[0].kind
+    sources, targets = [e.source for e in edits], [e.target for e in edits]
+    before, truth, was, will = pictures(sources), pictures(targets), masks(sources), masks(targets)
+    values = {"roughness": m.roughness(x, truth)}
+    if kind == "class":
+        wanted = [scene.animal for scene in targets]
+        for name, judge in (("recognised", recogniser), ("recognised (colour-blind)", twin)):
+            values[name] = torch.tensor([a == b for a, b in zip(judge.animals(x), wanted, strict=True)]).float()
+        values["second subject"] = m.second_subject(x, before, was, will)
+        values["roughness inside"] = m.roughness(x, truth, will)
+    if kind in ("class", "colour", "accessory"):
+        values["background kept (dB)"] = m.background_psnr(x, before, was, will)
+        distance = m.colour_distance(x, truth, will)
+        values["colour distance"] = distance
+        values["pattern distance"] = m.pattern_distance(x, truth, will)
+        values["right colour"] = (distance < RIGHT_COLOUR).float()
+    if kind in ("place", "style"):
+        exact = m.exact_psnr(x, truth)
+        values["exact (dB)"] = exact
+        values["done"] = (exact > RIGHT_PLACE).float()
+    if kind == "accessory":
+        changed = (was - will).abs()
+        nearer = m.masked_psnr(x, truth, changed) > m.masked_psnr(x, before, changed)
+        values["done"] = nearer.float()
+    return {name: m.bootstrap(value) for name, value in values.items()}
+
+
+def measure(
+    edit: Callable[[torch.Tensor, list[str]], torch.Tensor],
+    recogniser: Recogniser,
+    twin: Recogniser,
+    n: int = 200,
+    seed: int = 1,
+) -> dict[str, Figures]:
+    """Return every kind's figures over n fresh scenes each.
+
+    edit: from input pictures and instructions to edited pictures: an editor's, or a bound's (the input copied, the
+    truth itself, noise).
+    """
+    found = {}
+    for kind in KINDS:
+        edits = draw_edits(n, seed, kind)
+        x = edit(pictures([e.source for e in edits]), [e.instruction for e in edits])
+        found[kind] = figures_of(edits, x, recogniser, twin)
+    return found
+
+
+def editing(editor: ImageEditor, settings: EditSettings, batch_size: int = 50) -> Callable:
+    """Return an editor as ``measure`` wants it; picture i has seed i."""
+
+    def edit(x: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        parts = []
+        for i in range(0, len(x), batch_size):
+            part = x[i : i + batch_size]
+            parts.append(editor.sample(part, texts[i : i + batch_size], settings, range(i, i + len(part))).cpu())
+        return torch.cat(parts).clamp(-1, 1)
+
+    return edit
+
+
+def first_stage_figures(reconstruct: Callable[[torch.Tensor], torch.Tensor], n: int = 200, seed: int = 2) -> Figures:
+    """Return what a first stage loses: PSNR of everything, inside the animals, and inside the subjects."""
+    plain = [random_scene(np.random.default_rng([seed, i, 78])) for i in range(n)]
+    names = list(SUBJECTS)
+    subjects = [subject_scene(np.random.default_rng([seed, i, 79]), names[i % len(names)]) for i in range(n)]
+    found = {}
+    for title, scenes in (("animals", plain), ("subjects", subjects)):
+        x, mask = pictures(scenes), masks(scenes)
+        back = torch.cat([reconstruct(part) for part in x.split(50)]).clamp(-1, 1)
+        found[f"{title}: inside the mask (dB)"] = m.bootstrap(m.masked_psnr(back, x, mask))
+        found[f"{title}: whole picture (dB)"] = m.bootstrap(m.exact_psnr(back, x))
+        found[f"{title}: roughness inside"] = m.bootstrap(m.roughness(back, x, mask))
+    return found
+
+
+def table(found: dict[str, Figures]) -> str:
+    """Return figures as a Markdown table."""
+    lines = ["| edit | measure | mean | 95 % interval | n |", "|---|---|---|---|---|"]
+    for kind, figures in found.items():
+        for name, v in figures.items():
+            lines.append(f"| {kind} | {name} | {v.mean:.3g} | {v.low:.3g} to {v.high:.3g} | {v.n} |")
+    return "\n".join(lines)
+
+
+def edit_sheet(edit: Callable, n: int = 60, seed: int = 1, columns: int = 10, size: int = 64) -> Image.Image:
+    """Return uncurated edits in random order of kinds: the input above, the edit below it."""
+    from ldm.spriteworld.sheets import grid
+
+    edits = [random_edit(np.random.default_rng([seed, i, 80]), rare_share=0) for i in range(n)]
+    x = pictures([e.source for e in edits], size)
+    after = to_images(edit(x, [e.instruction for e in edits]))
+    before = to_images(x)
+    rows: list[list[Any]] = [[] for _ in range(columns)]
+    for i in range(n):
+        rows[i % columns] += [before[i], after[i]]
+    return grid(rows)
+
+
+def write_photos(folder: Path, name: str, n: int = 12, size: int = 64) -> list[Path]:
+    """Write a subject's photos ``01.png`` to ``n.png``: different places and poses, by day. Returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i in range(n):
+        rng = np.random.default_rng([sum(map(ord, name)), i, 81])
+        scene = subject_scene(rng, name, style="day", hat=None)
+        paths.append(folder / f"{i + 1:02d}.png")
+        draw(scene, size).save(paths[-1])
+    return paths

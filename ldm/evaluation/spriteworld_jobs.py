@@ -1,0 +1,110 @@
+"""What ``scripts/spriteworld.py`` does: sheets of the world, its recognisers, a checkpoint's measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ldm.checkpoint import read_checkpoint
+from ldm.config import instantiate_from_config
+from ldm.data.images import save_image
+from ldm.evaluation import spriteworld as world
+from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.models.autoencoder import load_first_stage
+from ldm.spriteworld.recogniser import accuracy, load_recogniser, save_recogniser, train_recogniser
+from ldm.spriteworld.scene import ANIMALS, PLACES, STYLES, SUBJECTS, draw, random_scene, subject_scene
+from ldm.spriteworld.sheets import grid
+
+
+def world_sheet(path: Path) -> Path:
+    """Write a sheet of the world: every animal and subject in every place, then the styles; return its path."""
+    columns: list[list[Any]] = []
+    makers: list[tuple[str, Callable]] = [(a, lambda rng, a=a, **f: random_scene(rng, animal=a, **f)) for a in ANIMALS]
+    makers += [(s, lambda rng, s=s, **f: subject_scene(rng, s, **f)) for s in SUBJECTS]
+    for k, (_, make) in enumerate(makers):
+        column = [draw(make(np.random.default_rng([3, k, i]), place=p, style="day")) for i, p in enumerate(PLACES)]
+        column += [draw(make(np.random.default_rng([4, k, i]), style=s)) for i, s in enumerate(STYLES[1:])]
+        columns.append(column)
+    save_image(grid(columns), path)
+    return path
+
+
+def all_photos(folder: Path) -> list[Path]:
+    """Write every subject's twelve photos into ``folder/<name>/``; return their paths."""
+    return [path for name in SUBJECTS for path in world.write_photos(folder / name, name)]
+
+
+def make_recognisers(data: Path, steps: int) -> dict[str, dict[str, float]]:
+    """Train and ship the recogniser and its colour-blind twin; return their accuracies on unseen renders.
+
+    Where the first stage is there, half of what they learn from is seen through it.
+    """
+    stage = data / "first-stage.safetensors"
+    reconstruct = reconstruction_of(stage) if stage.is_file() else None
+    found = {}
+    for name, grey in (("recogniser", False), ("recogniser-grey", True)):
+        with tqdm(total=steps, desc=name, disable=None) as bar:
+            model = train_recogniser(steps, grey=grey, reconstruct=reconstruct, progress=lambda bar=bar: bar.update(1))
+        found[name] = accuracy(model)
+        if reconstruct is not None:
+            found[name] |= {
+                f"{k} (through the first stage)": v for k, v in accuracy(model, through=reconstruct).items()
+            }
+        save_recogniser(model, data / f"{name}.safetensors", found[name])
+    return found
+
+
+def first_stage_of(path: Path) -> Any:
+    """Return the first stage inside a checkpoint of ours. Raises ValueError if it carries no config."""
+    config = read_checkpoint(path).metadata.get("config")
+    if config is None:
+        raise ValueError(f"'{path}' carries no config; only the project's own first stages do")
+    node = config["model"]
+    node = node["params"].get("first_stage_config", node)
+    stage = instantiate_from_config(node).eval()
+    load_first_stage(stage, str(path))
+    return stage
+
+
+def reconstruction_of(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the first stage inside a checkpoint, there and back, as a function of pictures in [-1, 1]."""
+    stage = first_stage_of(path)
+
+    @torch.no_grad()
+    def reconstruct(x: torch.Tensor) -> torch.Tensor:
+        return stage(x)
+
+    return reconstruct
+
+
+@torch.no_grad()
+def latent_scale(path: Path, n: int = 400) -> float:
+    """Return a first stage's scale factor: one over the standard deviation of its latents over n fresh scenes."""
+    stage = first_stage_of(path)
+    scenes = [random_scene(np.random.default_rng([9, i])) for i in range(n)]
+    moments = [stage.encode(part).mean for part in world.pictures(scenes).split(50)]
+    return 1 / torch.cat(moments).std().item()
+
+
+def measure_checkpoint(ckpt: Path, data: Path, n: int, seed: int, output: Path | None) -> str:
+    """Return a checkpoint's measures as Markdown; with ``output`` also write them there, and a sheet of edits."""
+    checkpoint = read_checkpoint(ckpt)
+    found = {"first stage": world.first_stage_figures(reconstruction_of(ckpt), n)}
+    edit = None
+    if "unet" in checkpoint.families():
+        judges = [load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+        editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="fp32")
+        edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
+        found |= world.measure(edit, *judges, n=n, seed=seed)
+    text = world.table(found)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "measures.md").write_text(text + "\n")
+        if edit is not None:
+            save_image(world.edit_sheet(edit), output / "edits.png")
+    return text

@@ -1,0 +1,552 @@
+"""Editing jobs: what is edited, where results go, masks, sweeps, recipes; and that a result depends on nothing else."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors.torch import save_file
+
+from ldm.diffusion.samplers import SAMPLERS
+from ldm.inference.edit_job import find_photos, plan_job, run_job
+from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.recipe import read_recipe
+from tests.conftest import build_tiny
+
+FAST = EditSettings(text_scale=3.0, image_scale=1.5, steps=2, resolution=64, sampler="euler_a")
+
+
+def picture(width: int = 50, height: int = 37, seed: int = 0) -> Image.Image:
+    y, x = np.mgrid[0:height, 0:width].astype(float)
+    waves = [np.sin(x / 9 + seed), np.cos(y / 7 + 2 * seed), np.sin((x + y) / 11 + 3 * seed)]
+    return Image.fromarray(((np.stack(waves, -1) + 1) * 127.5).round().astype(np.uint8))
+
+
+def photo(path: Path, width: int = 50, height: int = 37, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(width, height, seed).save(path)
+    return path
+
+
+def pixels(image: Image.Image | Path) -> np.ndarray:
+    if isinstance(image, Path):
+        with Image.open(image) as opened:
+            return np.asarray(opened.convert("RGB")).astype(int)
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+def rectangle(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
+    mask = Image.new("L", (width, height), 0)
+    mask.paste(255, box)
+    return mask
+
+
+@pytest.fixture(scope="module")
+def editor(tiny_ckpt) -> ImageEditor:
+    return ImageEditor.from_checkpoint(tiny_ckpt, device="cpu", precision="fp32")
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [str(p) for p in folder.rglob("*") if p.name.endswith(".tmp")]
+
+
+# What is edited and where results go
+
+
+def test_files_folders_and_globs_are_found_once_and_sorted(tmp_path):
+    for name in ("b.png", "a.jpg", "C.PNG", "deep/d.webp", "deep/e.png"):
+        photo(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "_[x].png").write_bytes((tmp_path / "b.png").read_bytes())
+
+    def found(*patterns: str) -> list[str]:
+        return [p.relative_to(tmp_path).as_posix() for p in find_photos([f"{tmp_path}/{p}" for p in patterns])]
+
+    assert found("b.png") == ["b.png"]
+    assert found("") == ["C.PNG", "_[x].png", "a.jpg", "b.png"]
+    assert found("deep", "b.png") == ["deep/d.webp", "deep/e.png", "b.png"]
+    assert found("*.png", "b.png") == ["_[x].png", "b.png"]
+    assert found("**/*.png") == ["_[x].png", "b.png", "deep/e.png"]
+    assert found("_[x].png") == ["_[x].png"]  # a name with a glob's letters in it
+    for pattern, said in (("gone.png", "there is no picture"), ("*.gif", "no picture matches")):
+        with pytest.raises(FileNotFoundError, match=said):
+            find_photos([f"{tmp_path}/{pattern}"])
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no pictures"):
+        find_photos([str(tmp_path / "hollow")])
+
+
+def test_a_folder_with_a_pictures_name_is_no_picture(tmp_path):
+    photo(tmp_path / "a.png")
+    (tmp_path / "thumbnails.png").mkdir()
+    assert [p.name for p in find_photos([str(tmp_path)])] == ["a.png"]
+
+
+def test_every_photo_every_edit_every_seed(tmp_path, editor):
+    photo(tmp_path / "in" / "a.png", seed=1)
+    photo(tmp_path / "in" / "b.jpg", seed=2)
+    job = plan_job(
+        [str(tmp_path / "in")], ["make it night", "Add a hat!"], str(tmp_path / "out"), FAST, 5, num_samples=2
+    )
+    assert len(job.tasks) == 8
+    assert not (tmp_path / "out").exists()  # planning writes nothing
+    written, failed = run_job(editor, job)
+    assert failed == 0
+    expected = {f"{p}-{e}-{s}.png" for p in "ab" for e in ("make-it-night", "add-a-hat") for s in (5, 6)}
+    assert {p.name for p in written} == {p.name for p in (tmp_path / "out").iterdir()} == expected
+    shown = [pixels(p) for p in sorted(written)]
+    assert all(a.shape == (37, 50, 3) for a in shown)
+    assert len({a.tobytes() for a in shown}) == 8  # photo, instruction and seed each change the result
+    assert leftovers(tmp_path) == []
+
+
+def test_one_result_goes_to_a_file_or_into_a_folder(tmp_path, editor):
+    source = photo(tmp_path / "a.png")
+    (tmp_path / "there.png").mkdir()
+    for output, expected in (
+        ("x.png", "x.png"),
+        ("deep/er/x.png", "deep/er/x.png"),
+        ("x.jpg", "x.jpg"),
+        ("folder", "folder/a-go-1.png"),
+        ("there.png", "there.png/a-go-1.png"),
+        ("dotted.name/", "dotted.name/a-go-1.png"),
+    ):
+        job = plan_job([str(source)], ["go"], f"{tmp_path}/{output}", FAST, 1)
+        assert [t.output for t in job.tasks] == [tmp_path / expected]
+    written, _ = run_job(editor, plan_job([str(source)], ["go"], str(tmp_path / "x.jpg"), FAST, 1))
+    assert written == [tmp_path / "x.jpg"]
+    assert pixels(written[0]).shape == (37, 50, 3)
+
+
+def test_photos_of_one_stem_keep_their_results_apart(tmp_path):
+    photo(tmp_path / "a.png")
+    photo(tmp_path / "a.jpg")
+    job = plan_job([str(tmp_path)], ["go"], str(tmp_path / "out"), FAST, 1)
+    assert [t.output.name for t in job.tasks] == ["a-jpg-go-1.png", "a-png-go-1.png"]
+    photo(tmp_path / "other" / "a.png")
+    with pytest.raises(ValueError, match="same name"):
+        plan_job([str(tmp_path), str(tmp_path / "other")], ["go"], str(tmp_path / "out"), FAST, 1)
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        ["make it night", "Make it night!"],
+        ["夜にする", "雪を降らせる"],
+        [
+            "turn the wolf that stands in the meadow into a sks dog",
+            "turn the wolf that stands in the meadow into a sks cat",
+        ],
+    ],
+)
+def test_edits_whose_names_look_alike_are_all_done(tmp_path, edits):
+    source = photo(tmp_path / "a.png")
+    job = plan_job([str(source)], edits, str(tmp_path / "out"), FAST, 1)
+    assert len({t.output for t in job.tasks}) == 2
+    assert [t.instruction for t in job.tasks] == edits
+
+
+WRONG_PLANS = {
+    "empty instruction": ({"edits": [""]}, "instruction is empty"),
+    "blank instruction": ({"edits": ["make it night", "  \n"]}, "instruction is empty"),
+    "no samples": ({"num_samples": 0}, "at least 1"),
+    "no batch": ({"batch_size": 0}, "at least 1"),
+    "negative seed": ({"seed": -1}, "seed"),
+    "seed too large": ({"seed": 2**63}, "seed"),
+    "several into one file": ({"num_samples": 2, "output": "x.png"}, "2 results do not fit into the one file"),
+    "no picture's ending": ({"output": "x.doc"}, r"\.png"),
+    "a format only for reading": ({"output": "x.psd"}, r"\.png"),
+    "over the photo": ({"output": "a.png"}, "overwrite"),
+    "over the photo, another way": ({"output": "deep/../a.png"}, "overwrite"),
+    "over the photo, by a link": ({"output": "link.png"}, "overwrite"),
+    "over the mask": ({"output": "mask.png", "mask": "mask.png"}, "overwrite"),
+    "absent mask": ({"mask": "gone.png"}, "gone.png"),
+    "below a file": ({"output": "a.png/x.png"}, "cannot write"),
+    "no steps": ({"steps": 0}, "steps is 0"),
+    "negative steps": ({"steps": -3}, "steps is -3"),
+    "sampler": ({"sampler": "eulr"}, "eulr"),
+    "spacing": ({"spacing": "even"}, "even"),
+    "resolution": ({"resolution": 8}, "resolution is 8"),
+    "text scale": ({"text_scale": -1.0}, "text_scale"),
+    "image scale": ({"image_scale": float("nan")}, "image_scale"),
+    "interval": ({"guidance_interval": (5.0, 1.0)}, "interval"),
+    "sweep": ({"sweep": ([5.0, 1000.0], [1.5])}, "text_scale is 1000"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PLANS)
+def test_wrong_jobs_are_refused_before_any_work(tmp_path, name):
+    changes, said = WRONG_PLANS[name]
+    source = photo(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to(source)
+    rectangle(50, 37, (0, 0, 9, 9)).save(tmp_path / "mask.png")
+    (tmp_path / "deep").mkdir()
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    own = {k: v for k, v in changes.items() if k in EditSettings.__dataclass_fields__}
+    mask = str(tmp_path / changes["mask"]) if "mask" in changes else None
+    with pytest.raises((ValueError, FileNotFoundError), match=said) as caught:
+        plan_job(
+            [str(source)],
+            changes.get("edits", ["go"]),
+            str(tmp_path / changes.get("output", "out")),
+            replace(FAST, **own),
+            changes.get("seed", 1),
+            changes.get("num_samples", 1),
+            changes.get("sweep"),
+            mask,
+            changes.get("batch_size", 1),
+        )
+    assert "\n" not in str(caught.value)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+# Pictures among others
+
+
+def test_a_broken_picture_does_not_stop_the_others(tmp_path, editor, caplog):
+    photo(tmp_path / "in" / "a.png", seed=1)
+    (tmp_path / "in" / "b.png").write_bytes(b"not a picture")
+    (tmp_path / "in" / "c.png").write_bytes(photo(tmp_path / "whole.png").read_bytes()[:200])
+    Image.new("RGB", (3000, 40)).save(tmp_path / "in" / "d.png")
+    photo(tmp_path / "in" / "e.png", seed=2)
+    for batch_size in (1, 3):
+        out = tmp_path / f"out{batch_size}"
+        job = plan_job([str(tmp_path / "in")], ["go", "come"], str(out), FAST, 1, batch_size=batch_size)
+        with caplog.at_level("WARNING"):
+            written, failed = run_job(editor, job)
+        assert failed == 3
+        assert sorted(p.name for p in written) == sorted(p.name for p in out.iterdir())
+        assert {p.name for p in written} == {f"{p}-{e}-1.png" for p in "ae" for e in ("go", "come")}
+    for name in ("b.png", "c.png", "d.png"):
+        assert sum(name in record.getMessage() for record in caplog.records) == 2  # once a job, not once an edit
+    assert leftovers(tmp_path) == []
+
+
+def test_a_photo_that_the_mask_does_not_fit_does_not_stop_the_others(tmp_path, editor, caplog):
+    photo(tmp_path / "in" / "a.png", 40, 40)
+    photo(tmp_path / "in" / "b.png", 50, 37)
+    rectangle(50, 37, (5, 5, 30, 30)).save(tmp_path / "mask.png")
+    job = plan_job([str(tmp_path / "in")], ["go"], str(tmp_path / "out"), FAST, 1, mask=str(tmp_path / "mask.png"))
+    with caplog.at_level("WARNING"):
+        written, failed = run_job(editor, job)
+    assert ([p.name for p in written], failed) == (["b-go-1.png"], 1)
+    assert "a.png" in caplog.text
+
+
+def test_the_only_picture_being_broken_is_an_error(tmp_path, editor):
+    (tmp_path / "a.png").write_bytes(b"")
+    job = plan_job([str(tmp_path / "a.png")], ["go"], str(tmp_path / "out"), FAST, 1)
+    with pytest.raises(ValueError, match="0 bytes"):
+        run_job(editor, job)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [(50, 37), (37, 50), (1, 1), (3, 17), (64, 64), (65, 63), (200, 25)])
+def test_photos_get_their_size_back(editor, size):
+    (kept,) = editor.edit(picture(*size), "go", FAST)
+    assert kept.size == size
+    (worked,) = editor.edit(picture(*size), "go", replace(FAST, keep_size=False))
+    assert all(side % editor.model.grid() == 0 for side in worked.size)
+
+
+def test_any_kind_of_picture_can_be_edited(tmp_path, editor):
+    source = picture(40, 40)
+    for name, image in {
+        "grey.png": source.convert("L"),
+        "palette.png": source.convert("P"),
+        "alpha.png": source.convert("RGBA"),
+        "cmyk.jpg": source.convert("CMYK"),
+        "grey16.png": Image.fromarray(np.asarray(source.convert("L")).astype(np.uint16) * 257),
+    }.items():
+        image.save(tmp_path / name)
+    source.save(tmp_path / "moving.gif", save_all=True, append_images=[picture(40, 40, 3)])
+    job = plan_job([str(tmp_path)], ["go"], str(tmp_path / "out"), replace(FAST, steps=1), 1, batch_size=6)
+    written, failed = run_job(editor, job)
+    assert (len(written), failed) == (6, 0)
+    assert all(pixels(p).shape == (40, 40, 3) for p in written)
+
+
+# A result depends on its own photo, instruction and seed
+
+
+def test_results_do_not_depend_on_the_batch(tmp_path, editor):
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        photo(tmp_path / "in" / f"{name}.png", 48, 40, seed)
+    results, settings = {}, replace(FAST, steps=3, text_scale=8.0)
+    for batch_size in (1, 2, 3):
+        plan = ([str(tmp_path / "in")], ["go", "make it snow"], str(tmp_path / f"out{batch_size}"), settings, 7)
+        written, failed = run_job(editor, plan_job(*plan, batch_size=batch_size))
+        assert failed == 0
+        results[batch_size] = {p.name: pixels(p) for p in written}
+    for name, alone in results[1].items():
+        for batch_size in (2, 3):
+            assert np.abs(results[batch_size][name] - alone).max() <= 1, name
+    shown = results[1]  # the pictures could tell
+    assert np.abs(shown["a-go-7.png"] - shown["b-go-7.png"]).max() > 10
+    assert np.abs(shown["a-go-7.png"] - shown["a-make-it-snow-7.png"]).max() > 5
+
+
+def test_seeds_count_up_and_each_is_the_same_alone(editor):
+    three = editor.edit(picture(48, 40), "go", FAST, seeds=[4])
+    assert len(three) == 1
+    named = editor.edit(picture(48, 40), "go", FAST, seeds=[4, 5, 6])
+    counted = editor.edit([picture(48, 40)] * 3, "go", FAST, seeds=[4])
+    alone = editor.edit(picture(48, 40), "go", FAST, seeds=[6])[0]
+    for a, b in zip(named, counted, strict=True):
+        assert np.abs(pixels(a) - pixels(b)).max() <= 1
+    assert np.abs(pixels(named[2]) - pixels(alone)).max() <= 1
+    assert np.abs(pixels(named[0]) - pixels(named[1])).max() > 20
+
+
+def test_editing_does_not_touch_the_global_random_state(editor):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    editor.edit(picture(), "go", FAST)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_misfitting_batches_are_errors(editor):
+    with pytest.raises(ValueError, match="2 seeds"):
+        editor.edit([picture()] * 3, "go", FAST, seeds=[1, 2])
+    with pytest.raises(ValueError, match="different shapes"):
+        editor.edit([picture(64, 64), picture(64, 30)], "go", FAST)
+    with pytest.raises(ValueError, match="instruction is empty"):
+        editor.edit(picture(), " ", FAST)
+    with pytest.raises(ValueError, match="narrow"):
+        editor.edit(picture(900, 100), "go", FAST)
+    with pytest.raises(ValueError, match="photo"):
+        editor.edit([], "go", FAST)
+
+
+def test_a_text_to_image_model_cannot_edit():
+    with pytest.raises(ValueError, match="4 input channels"):
+        ImageEditor(build_tiny(4))
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_progress_is_told_as_often_as_promised(tmp_path, editor, sampler):
+    job = plan_job(
+        [str(photo(tmp_path / "a.png"))], ["go"], str(tmp_path / "out"), replace(FAST, steps=4, sampler=sampler), 1
+    )
+    steps = []
+    run_job(editor, job, lambda: steps.append(1))
+    assert len(steps) == job.total_steps == 4
+
+
+# Masks
+
+
+def test_outside_the_mask_the_photo_is_bit_equal(tmp_path, editor):
+    source, mask = picture(90, 70), rectangle(90, 70, (20, 10, 70, 60))
+    inside = np.asarray(mask) > 0
+    for settings in (FAST, replace(FAST, steps=1, sampler="ddim")):
+        (edited,) = editor.edit(source, "go", settings, mask=mask)
+        assert np.array_equal(pixels(edited)[~inside], pixels(source)[~inside])
+        assert np.abs(pixels(edited) - pixels(source))[inside].max() > 20
+    # feathered: at the edge of the mask the edit comes in softly, in the middle it is the edit itself
+    (whole,) = editor.edit(source, "go", FAST)
+    (edited,) = editor.edit(source, "go", FAST, mask=mask)
+    assert np.array_equal(pixels(edited)[30:40, 40:50], pixels(whole)[30:40, 40:50])
+    edge = np.abs(pixels(edited) - pixels(source))[10, 20:70].mean()
+    assert edge < np.abs(pixels(whole) - pixels(source))[10, 20:70].mean()
+
+
+def test_masks_of_other_kinds(editor):
+    source = picture(60, 60)
+    box = (10, 10, 50, 50)
+    inside = np.asarray(rectangle(60, 60, box)) > 0
+    for mask in (
+        rectangle(60, 60, box).convert("RGB"),
+        rectangle(60, 60, box).convert("1"),
+        rectangle(60, 60, box).convert("P"),
+    ):
+        (edited,) = editor.edit(source, "go", FAST, mask=mask)
+        assert np.array_equal(pixels(edited)[~inside], pixels(source)[~inside])
+    (edited,) = editor.edit(source, "go", FAST, mask=Image.new("L", (60, 60), 255))
+    assert np.array_equal(pixels(edited), pixels(editor.edit(source, "go", FAST)[0]))  # all light: the plain edit
+    (edited,) = editor.edit(source, "go", FAST, mask=rectangle(60, 60, (30, 30, 31, 31)))  # a single pixel
+    changed = np.abs(pixels(edited) - pixels(source)).max(-1)
+    assert changed.astype(bool).sum() <= 1
+
+
+def test_mask_with_the_working_size_kept(editor):
+    source, mask = picture(90, 70), rectangle(90, 70, (30, 20, 60, 50))
+    (edited,) = editor.edit(source, "go", replace(FAST, keep_size=False), mask=mask)
+    (plain,) = editor.edit(source, "go", replace(FAST, keep_size=False))
+    assert edited.size == plain.size
+    assert np.abs(pixels(edited) - pixels(plain))[0].max() > 0  # the corner is the photo's, not the edit's
+
+
+def test_masks_that_do_not_work(tmp_path, editor):
+    with pytest.raises(ValueError, match="mask is 40 x 40, the photo 60 x 60"):
+        editor.edit(picture(60, 60), "go", FAST, mask=Image.new("L", (40, 40), 255))
+    with pytest.raises(ValueError, match="no light part"):
+        editor.edit(picture(60, 60), "go", FAST, mask=Image.new("L", (60, 60), 0))
+    source = photo(tmp_path / "a.png")
+    (tmp_path / "mask.png").write_bytes(b"no mask")
+    job = plan_job([str(source)], ["go"], str(tmp_path / "out"), FAST, 1, mask=str(tmp_path / "mask.png"))
+    with pytest.raises(ValueError, match=r"mask\.png"):
+        run_job(editor, job)
+    assert not (tmp_path / "out").exists()
+
+
+# Sweeps
+
+
+def test_a_sweep_gives_one_sheet_over_all_scales(tmp_path, editor):
+    source = photo(tmp_path / "a.png", 64, 64)
+    job = plan_job(
+        [str(source)], ["make it night"], str(tmp_path / "x.png"), FAST, 3, sweep=([1.0, 7.5], [1.0, 1.5, 3.0])
+    )
+    assert job.total_steps == 2 * 3 * FAST.steps
+    steps = []
+    written, failed = run_job(editor, job, lambda: steps.append(1))
+    assert (written, failed, len(steps)) == ([tmp_path / "x.png"], 0, job.total_steps)
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".png"].count("x.png") == 1
+    sheet = pixels(tmp_path / "x.png")
+    assert sheet.shape[1] > 4 * 256  # the photo and three columns
+    assert sheet.shape[0] > 2 * 256
+
+    def shown(image: Image.Image) -> bool:
+        """Whether the sheet holds the picture (enlarged four times without smoothing) somewhere."""
+        small = pixels(image)
+        probe = np.repeat(np.repeat(small[30:34], 4, 0), 4, 1)
+        rows = [y for y in range(sheet.shape[0] - 16) if (sheet[y] == probe[0, 0]).all(-1).any()]
+        for y in rows:
+            for x in np.flatnonzero((sheet[y, : sheet.shape[1] - 255] == probe[0, 0]).all(-1)):
+                if np.array_equal(sheet[y : y + 16, x : x + 256], probe):
+                    return True
+        return False
+
+    assert shown(Image.open(source))
+    for text in (1.0, 7.5):
+        for image in (1.0, 1.5, 3.0):
+            settings = replace(FAST, text_scale=text, image_scale=image)
+            assert shown(editor.edit(picture(64, 64), "make it night", settings, [3])[0]), (text, image)
+    assert not shown(editor.edit(picture(64, 64), "make it night", replace(FAST, text_scale=20.0), [3])[0])
+
+
+# Recipes
+
+
+def test_a_recipe_gives_the_picture_again(tmp_path, editor):
+    source = photo(tmp_path / "a.png", 48, 40)
+    settings = EditSettings(
+        text_scale=4.0,
+        image_scale=1.25,
+        steps=3,
+        sampler="dpmpp_2m_sde",
+        resolution=64,
+        guidance_interval=(0.1, 10.0),
+        negative="blurry",
+    )
+    job = plan_job([str(source)], ["mach es grün, “sks” 夜"], str(tmp_path / "x.png"), settings, 123)
+    run_job(editor, job)
+    recipe = read_recipe(tmp_path / "x.png")
+    assert (recipe["instruction"], recipe["seed"], recipe["sampler"]) == ("mach es grün, “sks” 夜", 123, "dpmpp_2m_sde")
+    assert (recipe["text_scale"], recipe["image_scale"], recipe["steps"]) == (4.0, 1.25, 3)
+    assert (recipe["checkpoint_hash"], recipe["precision"]) == (editor.checkpoint_hash, "fp32")
+    assert recipe["input"] == "a.png"
+    names = set(asdict(settings))
+    again = EditSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items() if k in names})
+    assert again == settings.checked()
+    (edited,) = editor.edit(Image.open(source), recipe["instruction"], again, [recipe["seed"]])
+    assert np.array_equal(pixels(edited), pixels(tmp_path / "x.png"))
+
+
+def test_every_setting_is_in_the_recipe(tmp_path, editor):
+    job = plan_job([str(photo(tmp_path / "a.png"))], ["go"], str(tmp_path / "x.png"), FAST, 1)
+    run_job(editor, job)
+    assert set(asdict(FAST)) <= set(read_recipe(tmp_path / "x.png"))
+
+
+def test_what_else_changes_the_picture_changes_the_recipe(tmp_path, tiny_ckpt):
+    """Another first stage gives another picture: the two recipes must not be equal."""
+    other = {k: v.clone() for k, v in build_tiny(seed=9).first_stage_model.state_dict().items()}
+    save_file(other, tmp_path / "vae.safetensors")
+    source = photo(tmp_path / "a.png")
+    recipes, shown = [], []
+    for name, vae in (("x.png", None), ("y.png", tmp_path / "vae.safetensors")):
+        editor = ImageEditor.from_checkpoint(tiny_ckpt, None, vae, device="cpu", precision="fp32")
+        run_job(editor, plan_job([str(source)], ["go"], str(tmp_path / name), FAST, 1))
+        recipes.append(read_recipe(tmp_path / name))
+        shown.append(pixels(tmp_path / name))
+    assert not np.array_equal(*shown)
+    assert recipes[0] != recipes[1]
+
+
+def test_recipes_that_are_not_there(tmp_path, editor):
+    photo(tmp_path / "plain.png")
+    photo(tmp_path / "plain.jpg")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("instruct2dream", "{ not JSON")
+    picture().save(tmp_path / "damaged.png", pnginfo=info)
+    for name in ("plain.png", "plain.jpg", "broken.png", "empty.png", "damaged.png"):
+        with pytest.raises(ValueError, match=name) as caught:
+            read_recipe(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        read_recipe(tmp_path / "gone.png")
+
+
+# What a checkpoint recommends
+
+
+def test_a_checkpoints_own_settings_are_the_start():
+    metadata = {"edit_defaults": {"text_scale": 2.5, "steps": 20, "sampler": "dpmpp_2m", "resolution": 64}}
+    settings = EditSettings.of_checkpoint(metadata, steps=5, text_scale=None, negative="")
+    assert (settings.text_scale, settings.steps, settings.sampler, settings.resolution) == (2.5, 5, "dpmpp_2m", 64)
+    assert EditSettings.of_checkpoint({}) == EditSettings()
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"step": 20},
+        {"steps": "many"},
+        {"steps": 2.5},
+        {"steps": None},
+        {"steps": 0},
+        {"sampler": ["euler"]},
+        {"sampler": "none"},
+        {"resolution": "512"},
+        {"text_scale": "high"},
+        {"guidance_interval": 3},
+        {"negative": 7},
+        ["steps"],
+        "steps",
+        7,
+    ],
+)
+def test_nonsense_that_a_checkpoint_recommends_is_refused(tmp_path, defaults):
+    metadata = json.loads(json.dumps({"edit_defaults": defaults}))
+    source = photo(tmp_path / "a.png")
+    with pytest.raises(ValueError):  # noqa: PT011 (each says something else)
+        plan_job([str(source)], ["go"], str(tmp_path / "out"), EditSettings.of_checkpoint(metadata), 1)
+
+
+def test_an_interrupted_job_leaves_whole_pictures_only(tmp_path, editor, monkeypatch):
+    photo(tmp_path / "in" / "a.png", seed=1)
+    photo(tmp_path / "in" / "b.png", seed=2)
+    job = plan_job([str(tmp_path / "in")], ["go"], str(tmp_path / "out"), FAST, 1)
+    real, calls = Image.Image.save, []
+
+    def failing(self, target, *args, **options):
+        calls.append(target)
+        if len(calls) == 2:
+            shutil.copy(job.tasks[0].output, target)
+            raise KeyboardInterrupt
+        return real(self, target, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(editor, job)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a-go-1.png"]
+    assert leftovers(tmp_path) == []
