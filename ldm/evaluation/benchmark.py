@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,16 @@ def our_editor(parts: dict[str, torch.nn.Module], size: str, device: torch.devic
     return ImageEditor(model, precision)
 
 
-def theirs_edit(parts: dict[str, torch.nn.Module], photo: Image.Image, steps: int) -> Callable[[], Any]:
-    """Return a call of diffusers' ``StableDiffusionInstructPix2PixPipeline`` on the photo."""
+def mark(marks: dict[str, list[float]], label: str, device: torch.device) -> None:
+    """Note the time at which a variant finished a step."""
+    _wait(device)
+    marks.setdefault(label, []).append(time.perf_counter())
+
+
+def theirs_edit(
+    parts: dict[str, torch.nn.Module], photo: Image.Image, steps: int, marks: dict[str, list[float]], label: str
+) -> Callable[[], Any]:
+    """Return a call of diffusers' ``StableDiffusionInstructPix2PixPipeline`` on the photo, which marks its steps."""
     from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
 
     scheduler = EulerAncestralDiscreteScheduler(
@@ -185,16 +194,21 @@ def theirs_edit(parts: dict[str, torch.nn.Module], photo: Image.Image, steps: in
     def states(text: str) -> torch.Tensor:
         return parts["text"](input_ids=tokenize([text]).to(device)).last_hidden_state.to(parts["unet"].dtype)
 
+    def ended(pipeline: Any, step: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        mark(marks, label, device)
+        return tensors
+
     def call() -> Any:
         embeds = {"prompt_embeds": states("make it snow"), "negative_prompt_embeds": states("")}
         scales = {"guidance_scale": 7.5, "image_guidance_scale": 1.5, "num_inference_steps": steps}
-        return pipe(image=photo, **embeds, **scales, generator=torch.Generator(device).manual_seed(0))
+        generator = torch.Generator(device).manual_seed(0)
+        return pipe(image=photo, **embeds, **scales, generator=generator, callback_on_step_end=ended)
 
     return torch.no_grad()(call)
 
 
-def benchmark_edit(size: str, device: torch.device, rounds: int, pixels: int = 256) -> list[Series]:
-    """Measure one UNet evaluation (batch of three), one sampler step and a whole edit of 4 steps, ours and diffusers'.
+def benchmark_edit(size: str, device: torch.device, rounds: int, pixels: int = 256, steps: int = 4) -> list[Series]:
+    """Measure one UNet evaluation (batch of three), one sampler step and a whole edit, ours and diffusers'.
 
     Variants: diffusers in fp32, ours in fp32, ours in this machine's default precision, diffusers in that one.
     """
@@ -220,23 +234,24 @@ def benchmark_edit(size: str, device: torch.device, rounds: int, pixels: int = 2
 
     photo = Image.effect_noise((pixels, pixels), 80).convert("RGB")
 
-    def our_edit(editor: ImageEditor, steps: int) -> Callable[[], Any]:
+    def our_edit(editor: ImageEditor, label: str) -> Callable[[], Any]:
         settings = EditSettings(steps=steps, resolution=pixels)
-        return lambda: editor.edit(photo, "make it snow", settings)
+        return lambda: editor.edit(photo, "make it snow", settings, progress=lambda: mark(marks, label, device))
 
     with torch.inference_mode():
         unet = {f"diffusers {p}": their_unet(networks) for p, networks in theirs.items()}
         unet |= {f"ours {p}": our_unet(editor) for p, editor in ours.items()}
         results = [interleave("UNet evaluation", unet, rounds, device)]
-    whole = {}
-    for steps in (2, 4):
-        calls = {f"diffusers {p}": theirs_edit(networks, photo, steps) for p, networks in theirs.items()}
-        calls |= {f"ours {p}": our_edit(editor, steps) for p, editor in ours.items()}
-        whole[steps] = interleave(f"edit of {steps} steps", calls, rounds, device)
+    marks: dict[str, list[float]] = {}
+    calls = {f"diffusers {p}": theirs_edit(n, photo, steps, marks, f"diffusers {p}") for p, n in theirs.items()}
+    calls |= {f"ours {p}": our_edit(editor, f"ours {p}") for p, editor in ours.items()}
+    whole = interleave(f"edit of {steps} steps", calls, rounds, device)
+    # the time from the end of one step to the end of the next; the first round was the warm-up
     step = Series("sampler step")
-    for label, longer in whole[4].seconds.items():
-        step.seconds[label] = [(a - b) / 2 for a, b in zip(longer, whole[2].seconds[label], strict=True)]
-    return [*results, step, whole[4]]
+    for label, times in marks.items():
+        ends = [times[i : i + steps] for i in range(steps, len(times), steps)]
+        step.seconds[label] = [statistics.median(b - a for a, b in pairwise(run)) for run in ends]
+    return [*results, step, whole]
 
 
 def report(results: list[Series], reference: str = "diffusers fp32") -> str:

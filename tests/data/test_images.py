@@ -189,7 +189,7 @@ def refused(path, error: type[Exception] = ValueError) -> str:
         images.open_rgb(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return str(caught.value).replace(str(path), "")
 
 
 def test_more_than_200_megapixels_is_refused_by_the_header(tmp_path):

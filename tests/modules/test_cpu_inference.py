@@ -60,3 +60,41 @@ def test_packing_leaves_no_second_copy_of_the_weights():
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Linear(4, 4), nn.Conv2d(8, 8, 1))
     pack(model)
     assert not [name for name, p in model.named_parameters() if p.ndim > 1]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("layer", "shape", "packs"),
+    [
+        (lambda: nn.Conv2d(16, 16, 3, padding=2, dilation=2), (2, 16, 11, 7), True),
+        (lambda: nn.Conv2d(16, 24, 1, stride=2), (2, 16, 9, 9), True),
+        (lambda: nn.Conv2d(16, 24, 1, padding=1), (2, 16, 5, 4), True),
+        (lambda: nn.Conv2d(3, 5, (1, 3), padding=(0, 1)), (1, 3, 6, 33), True),
+        (lambda: nn.Conv2d(4, 8, 3, padding=1), (1, 4, 1, 1), True),
+        (lambda: nn.Conv2d(16, 16, 3, padding=1, groups=4), (2, 16, 8, 8), False),
+        (lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), (2, 8, 8, 8), False),
+        (lambda: nn.Linear(7, 3), (1, 1, 7), True),
+        (lambda: nn.Linear(7, 3), (2, 3, 5, 7), True),
+    ],
+)
+def test_unusual_layers_are_packed_rightly_or_left_alone(layer, shape, packs, dtype):
+    torch.manual_seed(1)
+    plain = layer()
+    packed = pack(nn.Sequential(layer_copy(plain).to(dtype)))
+    assert (type(packed[0]) is not type(plain)) == packs
+    x = torch.randn(shape)
+    with torch.inference_mode():
+        expected = plain(x)
+        assert relative(packed(x.to(dtype)).float(), expected) < TOLERANCE[dtype]
+        skipped = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2]  # not contiguous
+        assert relative(packed(skipped.to(dtype)).float(), plain(skipped)) < TOLERANCE[dtype]
+
+
+def test_a_packed_layer_gives_each_picture_the_same_in_any_batch():
+    torch.manual_seed(2)
+    packed = pack(nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 16, 1)))
+    x = torch.randn(9, 16, 24, 20)
+    with torch.inference_mode():
+        together = packed(x)
+        for i in (0, 4, 8):
+            assert relative(packed(x[i : i + 1]), together[i : i + 1]) < 1e-5

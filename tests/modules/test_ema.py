@@ -60,3 +60,41 @@ def test_bad_decay_and_colliding_names_are_refused():
     colliding = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(1, 1)}), "ab": nn.Linear(1, 1)})
     with pytest.raises(ValueError, match="dots"):
         LitEma(colliding)
+
+
+def test_the_first_updates_follow_quickly_and_are_counted():
+    """CompVis' warm-up: the first decay is 2 / 11, whatever the final one."""
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+    ema = LitEma(model, decay=0.9999)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    ema.update(model)
+    assert ema.weight.item() == pytest.approx(9 / 11, rel=1e-6)
+    ema.update(model)
+    assert ema.weight.item() == pytest.approx(9 / 11 * 3 / 12 + 9 / 12, rel=1e-6)
+    assert ema.num_updates.item() == 2
+
+
+def test_an_average_is_saved_and_goes_on_where_it_was():
+    model = nn.Linear(3, 2)
+    one, other = LitEma(model, 0.9), LitEma(nn.Linear(3, 2), 0.5)
+    for step in range(3):
+        with torch.no_grad():
+            model.weight.add_(step)
+        one.update(model)
+    other.load_state_dict(one.state_dict())
+    for ema in (one, other):
+        ema.update(model)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_averages_are_no_parameters_and_swap_into_any_precision():
+    model = nn.Linear(4, 4).to(torch.bfloat16)
+    ema = LitEma(model)
+    ema.update(model)
+    with ema.swapped_into(model):
+        assert model.weight.dtype == torch.bfloat16
+    assert not any(b.requires_grad for b in ema.buffers())
+    assert list(ema.parameters()) == []

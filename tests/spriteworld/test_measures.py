@@ -1,0 +1,92 @@
+"""Calibration: true pictures, copies of the input, noise and blur each get the figure they should."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ldm.evaluation.spriteworld import draw_edits, masks, pictures
+from ldm.spriteworld import measures as m
+
+
+@pytest.fixture(scope="module")
+def swaps():
+    edits = draw_edits(24, 5, "class")
+    sources, targets = [e.source for e in edits], [e.target for e in edits]
+    return pictures(sources), pictures(targets), masks(sources), masks(targets)
+
+
+def noise_like(x):
+    return torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_truth_is_perfect_and_noise_is_not(swaps):
+    before, truth, was, will = swaps
+    noise = noise_like(truth)
+    assert m.exact_psnr(truth, truth).min() == 60
+    assert m.masked_psnr(truth, truth, will).min() == 60
+    assert m.exact_psnr(noise, truth).max() < 12
+    assert m.background_psnr(truth, before, was, will).mean() > 45
+    assert m.background_psnr(noise, before, was, will).max() < 12
+    assert m.colour_distance(truth, truth, will).max() < 1e-3
+    assert m.pattern_distance(truth, truth, will).max() < 1e-3
+    assert m.roughness(truth, truth).sub(1).abs().max() < 1e-6
+    assert m.roughness(noise, truth).min() > 4
+
+
+def test_psnr_is_the_textbooks(swaps):
+    _, truth, _, will = swaps
+    shifted = truth + 0.02  # in [-1, 1]: 1 % of the range
+    assert m.exact_psnr(shifted, truth)[0].item() == pytest.approx(-20 * math.log10(0.01), abs=1e-3)
+    inside = truth + 0.02 * (will > 0)
+    assert m.masked_psnr(inside, truth, will)[0].item() == pytest.approx(40, abs=1e-3)
+    assert m.masked_psnr(inside, truth, (will == 0).float()).min() == 60
+
+
+def test_a_copy_of_the_input_keeps_the_background_and_misses_the_edit(swaps):
+    before, truth, was, will = swaps
+    assert m.background_psnr(before, before, was, will).min() == 60
+    assert m.pattern_distance(before, truth, will).mean() > 5
+    assert m.roughness(before, truth).mean() == pytest.approx(1, abs=0.15)
+
+
+def test_blur_is_smoother_and_speckle_is_rougher(swaps):
+    _, truth, _, will = swaps
+    blurred = F.avg_pool2d(truth, 5, stride=1, padding=2)
+    speckled = truth + 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
+    assert m.roughness(blurred, truth, will).max() < 0.8
+    assert m.roughness(speckled, truth).min() > 1.3
+
+
+def test_a_second_animal_is_seen_and_the_true_answer_is_not_suspected(swaps):
+    before, truth, was, will = swaps
+    assert m.second_subject(truth, before, was, will).sum() == 0
+    doubled = truth.clone()
+    doubled[:, :, 2:16, 2:16] = torch.tensor([1.0, -0.8, 0.9]).view(1, 3, 1, 1)
+    free = torch.stack([was, will]).amax(0)[:, :, 0:20, 0:20].flatten(1).amax(1) < 0.02
+    assert free.sum() >= 6
+    assert m.second_subject(doubled, before, was, will)[free].mean() == 1
+
+
+def test_training_backgrounds_are_told_from_the_inputs_own(swaps):
+    before, truth, was, will = swaps
+    photos = pictures([e.source for e in draw_edits(6, 123, "class")])
+    assert m.training_background(truth, before, photos, was, will).sum() == 0
+    pasted = torch.where(will > 0.5, truth, photos[:1])
+    assert m.training_background(pasted, before, photos, was, will).mean() > 0.9
+
+
+def test_bootstrap_covers_the_mean():
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)) + 3
+    interval = m.bootstrap(values)
+    assert interval.low < 3.0 < interval.high
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 / 400**0.5, rel=0.2)
+    with pytest.raises(ValueError, match="no figures"):
+        m.bootstrap(torch.empty(0))
+
+
+def test_diversity_is_zero_for_one_colour_and_not_for_several(swaps):
+    _, truth, _, will = swaps
+    assert m.diversity(truth[:1].repeat(5, 1, 1, 1), will[:1].repeat(5, 1, 1, 1)) < 1e-2
+    assert m.diversity(truth, will) > 5

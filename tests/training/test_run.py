@@ -1,0 +1,127 @@
+"""Whole runs, small: they learn, they stop clearly, and a resumed run ends exactly where an unbroken one does."""
+
+import csv
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import read_checkpoint
+from ldm.config import load_config
+from ldm.models.build import CONFIGS, load_model
+from ldm.training.run import choose_precision, settings_of, train
+
+SPRITEWORLD = CONFIGS.parent / "spriteworld"
+
+
+def first_stage_config(**training):
+    config = load_config(SPRITEWORLD / "first-stage.yaml")
+    config.model.params.ddconfig.ch_mult = [1, 1]
+    config.model.params.ddconfig.num_groups = 8
+    config.model.params.scheduler_config.params.warm_up_steps = 2
+    config.data.params.batch_size = 2
+    defaults = {"max_steps": 6, "precision": "fp32", "sheet_every": 0, "sheet": None, "save_every": 3, "log_every": 1}
+    return OmegaConf.merge(config, {"training": {**defaults, **training}})
+
+
+def editor_config(**training):
+    """From nothing: a very small editor in the sprite world."""
+    config = load_config(SPRITEWORLD / "instruct-pix2pix.yaml")
+    params = config.model.params
+    params.ckpt_path = None
+    params.unet_config.params.update({"model_channels": 32, "context_dim": 32, "num_heads": 2})
+    params.first_stage_config.params.ckpt_path = None
+    params.cond_stage_config.params.text_config.update(
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    )
+    params.scheduler_config.params.warm_up_steps = 2
+    config.data.params.batch_size = 4
+    config.data.params.train.params.length = 8
+    defaults = {"max_steps": 4, "precision": "fp32", "sheet_every": 0, "save_every": 2, "log_every": 1}
+    return OmegaConf.merge(config, {"training": {**defaults, "cache_latents": False, **training}})
+
+
+def weights(run, step):
+    return read_checkpoint(run / "checkpoints" / f"step={step}.safetensors").tensors
+
+
+def losses(run):
+    with open(run / "metrics" / "metrics.csv") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+@pytest.mark.parametrize("make", [first_stage_config, editor_config])
+def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(make, tmp_path, monkeypatch):
+    steps, cut = (6, 3) if make is first_stage_config else (4, 2)
+    unbroken = train(make(keep_at=[steps]), "unbroken", tmp_path)
+
+    from ldm.training import run as module
+
+    original = module.StopOnSignal.on_train_batch_end
+
+    def stop_at_cut(self, trainer, pl_module, *args):
+        if trainer.global_step == cut:
+            self.received = 15
+        original(self, trainer, pl_module, *args)
+
+    monkeypatch.setattr(module.StopOnSignal, "on_train_batch_end", stop_at_cut)
+    broken = train(make(keep_at=[steps]), "broken", tmp_path)
+    monkeypatch.undo()
+    assert not (broken / "checkpoints" / f"step={steps}.safetensors").exists()
+    train(load_config(broken / "config.yaml"), "", tmp_path, resume=broken)
+    a, b = weights(unbroken, steps), weights(broken, steps)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_first_stage_learns_and_leaves_a_complete_folder(tmp_path):
+    config = first_stage_config(max_steps=40, keep_at=[20, 40], sheet_every=40)
+    config.training.sheet = {"target": "ldm.spriteworld.sheets.ReconstructionSheet", "params": {"scenes": 2}}
+    run = train(config, "learns", tmp_path)
+    found = losses(run)
+    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics", "images", "checkpoints"}
+    assert (run / "images" / "step=40.png").is_file()
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {
+        "last.ckpt",
+        "step=20.safetensors",
+        "step=40.safetensors",
+    }
+    assert any(p.name.startswith("events.out.tfevents") for p in (run / "metrics").iterdir())
+
+
+def test_kept_weights_are_fp16_carry_their_config_and_load_for_editing(tmp_path):
+    run = train(editor_config(keep_at=[4]), "editor", tmp_path)
+    path = run / "checkpoints" / "step=4.safetensors"
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.metadata["step"] == 4
+    assert checkpoint.metadata["edit_defaults"]["resolution"] == 64
+    assert {t.dtype for t in checkpoint.tensors.values() if t.is_floating_point()} == {torch.float16}
+    model = load_model(path)
+    assert model.has_picture_input
+    assert model.parameterization == "x0"
+
+
+def test_frozen_parts_do_not_move_and_the_others_do(tmp_path):
+    config = editor_config(max_steps=2, keep_at=[1, 2])
+    config.model.params.use_ema = False
+    config.model.params.cond_stage_trainable = False
+    run = train(config, "frozen", tmp_path)
+    a, b = weights(run, 1), weights(run, 2)
+    moved = {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])}
+    assert moved == {"model"}
+
+
+def test_settings_and_precision_errors():
+    with pytest.raises(ValueError, match="did you mean 'max_steps'"):
+        settings_of(OmegaConf.create({"training": {"max_step": 3}}))
+    with pytest.raises(ValueError, match="unknown precision"):
+        choose_precision("fp8")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs a GPU"):
+            choose_precision("fp16")
+
+
+def test_resuming_what_is_no_run_is_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoints/last\.ckpt"):
+        train(first_stage_config(), "", tmp_path, resume=tmp_path / "absent")
