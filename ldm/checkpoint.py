@@ -135,10 +135,11 @@ def _sniff(path: Path) -> str:
         raise ValueError(f"'{path}' is a web page, not weights: download the file itself, not the page about it")
     if text.startswith(b"version https://git-lfs"):
         raise ValueError(f"'{path}' is a Git LFS pointer, not weights: fetch it with 'git lfs pull'")
+    # safetensors first: the length at its start may look like another format's mark
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return "safetensors"
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return "ckpt"
-    if head[8:9] == b"{":
-        return "safetensors"
     raise ValueError(f"'{path}' is neither a PyTorch pickle nor safetensors (it starts with {head[:12]!r})")
 
 
@@ -153,9 +154,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
         raise ValueError(f"'{path}' is truncated or no safetensors file ({error})") from error
     ours = metadata.pop(METADATA_KEY, None)
     try:
-        return tensors, {**metadata, **(json.loads(ours) if ours else {})}
-    except ValueError as error:
+        own = json.loads(ours) if ours else {}
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}': its '{METADATA_KEY}' metadata is not JSON ({error})") from error
+    if not isinstance(own, dict):
+        raise ValueError(f"'{path}': its '{METADATA_KEY}' metadata is not a JSON object")
+    return tensors, {**metadata, **own}
 
 
 def _split_pickle(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -174,7 +178,9 @@ def _read_folder(path: Path) -> Checkpoint:
     parts = {"unet": from_diffusers_unet, "vae": from_diffusers_vae, "text_encoder": from_diffusers_text}
     tensors: dict[str, torch.Tensor] = {}
     for name, rename in parts.items():
-        files = sorted((path / name).glob("*.safetensors"), key=lambda f: (".fp16." in f.name, f.name))
+        files = sorted(
+            (path / name).glob("*.safetensors"), key=lambda f: (".fp16." in f.name, "non_ema" in f.name, f.name)
+        )
         if files:
             tensors.update(rename(_read_safetensors(files[0])[0]))
     if not tensors:
@@ -191,6 +197,8 @@ def _published_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
         return from_diffusers_unet(tensors)
     if any(n.startswith("encoder.down.") for n in names):
         return {FIRST_STAGE + n: t for n, t in tensors.items()}
+    if any(n.startswith(("text_model.embeddings.", "embeddings.token_embedding.")) for n in names):
+        return from_diffusers_text(tensors)
     bare = f"{TEXT}embeddings."
     if any(n.startswith(bare) for n in names):  # saved by a text model without its "text_model." level
         return {n.replace(TEXT, f"{TEXT}text_model.", 1) if n.startswith(TEXT) else n: t for n, t in tensors.items()}

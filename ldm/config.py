@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 logger = logging.getLogger(__name__)
 
 _LATENT_DIFFUSION = "ldm.models.latent_diffusion.LatentDiffusion"
+
+_OLD_FOLDER = "stable_diffusion."  # InstructPix2Pix's first files name their classes below this folder
 
 ALIASES = {
     "ldm.models.diffusion.ddpm.LatentDiffusion": _LATENT_DIFFUSION,
@@ -77,7 +80,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         _check_key(config, key)
     try:
         return OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(f"cannot apply overrides {list(overrides)} to {path}: {_first_line(error)}") from error
 
 
@@ -94,6 +97,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
         raise ValueError(f"config '{path}' must be a mapping of keys to values")
     bases = config.pop("base", None) or []
     bases = [bases] if isinstance(bases, str) else bases
+    if (not OmegaConf.is_list(bases) and not isinstance(bases, list)) or any(not isinstance(b, str) for b in bases):
+        raise ValueError(f"config '{path}': base must be a path or a list of paths")
     merged = OmegaConf.create()
     for base in bases:
         merged = OmegaConf.merge(merged, _read(path.parent / base, (*seen, path.resolve())))
@@ -110,6 +115,8 @@ def _check_key(config: DictConfig, dotted: str) -> None:
             if part not in node:
                 raise ValueError(f"unknown key '{dotted}'{nearest(part, [str(k) for k in node])}")
             node = node[part]
+        else:
+            raise ValueError(f"unknown key '{dotted}': '{'.'.join(walked)}' is a value, it has no keys")
         walked.append(part)
 
 
@@ -119,13 +126,21 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
 
 
+def resolve_alias(target: Any) -> str:
+    """Return our dotted path for a target, which may be upstream's. Raises ValueError for what is no text."""
+    if not isinstance(target, str):
+        raise ValueError(f"target must be a dotted path, found {target!r}"[:200])
+    target = target.removeprefix(_OLD_FOLDER)
+    return ALIASES.get(target, target)
+
+
 def get_class(target: str) -> Any:
     """Return the object that a dotted path names, after upstream's names are mapped to ours.
 
     Raises ValueError if it does not exist.
     """
-    module_name, _, name = ALIASES.get(target, target).rpartition(".")
-    if not module_name:
+    module_name, _, name = resolve_alias(target).rpartition(".")
+    if not all(part.isidentifier() for part in f"{module_name}.{name}".split(".")):
         raise ValueError(f"target '{target}' is not a dotted path like package.module.Class")
     try:
         return getattr(importlib.import_module(module_name), name)
@@ -149,12 +164,21 @@ def instantiate_from_config(node: Any, **extra: Any) -> Any:
         key = sorted(unknown)[0]
         raise ValueError(f"unknown key '{key}' beside target '{node['target']}'{nearest(key, ['target', 'params'])}")
     factory = get_class(node["target"])
-    params = {**(node.get("params") or {}), **extra}
-    return factory(**_checked(factory, node["target"], params))
+    if not callable(factory) or inspect.ismodule(factory):
+        raise ValueError(f"target '{node['target']}' is no class that could be built")
+    params = node.get("params") or {}
+    if not isinstance(params, Mapping):
+        raise ValueError(
+            f"the params of '{node['target']}' must be a mapping of names to values, found {params!r}"[:300]
+        )
+    try:
+        return factory(**_checked(factory, node["target"], {**params, **extra}))
+    except TypeError as error:  # a value of a type that the class cannot use
+        raise ValueError(f"{node['target']} cannot be built from its params: {_first_line(error)}") from error
 
 
 def _checked(factory: Any, target: str, params: dict[str, Any]) -> dict[str, Any]:
-    idle = NO_EFFECT.get(ALIASES.get(target, target), set()) & set(params)
+    idle = NO_EFFECT.get(resolve_alias(target), set()) & set(params)
     if idle:
         logger.debug("%s: without effect here: %s", target, ", ".join(sorted(idle)))
     params = {key: value for key, value in params.items() if key not in idle}

@@ -12,7 +12,6 @@ import pickle
 import struct
 import sys
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,11 @@ def read_pickle(path: Path) -> Any:
         is_zip = file.read(2) == b"PK"
     try:
         return _read_zip(path) if is_zip else _read_legacy(path)
-    except _Refused:
-        raise
+    except _Refused as error:
+        raise ValueError(f"'{path}' {error}") from None
     except Exception as error:  # a hostile or broken pickle can fail in any way; all of them mean the same
-        raise ValueError(f"'{path}' is truncated or no PyTorch checkpoint ({type(error).__name__}: {error})") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"'{path}' is truncated or no PyTorch checkpoint ({said})") from None
 
 
 class _Refused(ValueError):
@@ -84,7 +84,7 @@ class _Builder:
         object.__setattr__(self, "_function", function)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise _Refused("the pickle tries to change a function; refused")
+        raise _Refused("tries to change a function; refused")
 
     def __call__(self, *args: Any) -> Any:
         return self._function(*args)
@@ -97,7 +97,16 @@ class _StorageType:
         object.__setattr__(self, "dtype", dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise _Refused("the pickle tries to change a storage type; refused")
+        raise _Refused("tries to change a storage type; refused")
+
+
+class _Dict(dict):
+    """A dictionary that a pickle cannot give attributes to (state_dicts carry some, which are not needed)."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def _rebuild(storage: Any, offset: int, size: tuple, stride: tuple, *ignored: Any) -> torch.Tensor:
@@ -115,7 +124,7 @@ _BUILDERS = {
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch._utils", "_rebuild_parameter_with_state"): _first,
     ("torch", "Size"): lambda values=(): tuple(values),
-    ("collections", "OrderedDict"): lambda *items: OrderedDict(*items),
+    ("collections", "OrderedDict"): lambda *items: _Dict(*items),
 }
 
 
@@ -137,7 +146,7 @@ class _Unpickler(pickle.Unpickler):
         kind, storage_type, key, _location, numel, *_ = saved_id
         kind = kind.decode() if isinstance(kind, bytes) else kind
         if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise _Refused(f"unknown kind of stored data: {kind!r}"[:200])
+            raise _Refused(f"is damaged: unknown kind of stored data {kind!r}"[:200])
         return self._load_storage(str(key), storage_type.dtype, int(numel)), storage_type.dtype
 
 
@@ -151,10 +160,12 @@ def _read_zip(path: Path) -> Any:
         entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise _Refused(f"'{path}' is a zip archive, but not one that torch.save wrote")
+            raise _Refused("is a zip archive, but not one that torch.save wrote")
         root = pickles[0][: -len("data.pkl")]
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != sys.byteorder.encode():
-            raise _Refused(f"'{path}' was written on a machine of the other byte order")
+            raise _Refused("was written on a machine of the other byte order")
+        if entries[pickles[0]].compress_type != zipfile.ZIP_STORED:
+            raise _Refused("is a compressed archive; torch.save writes uncompressed ones")
         program = archive.read(pickles[0])
     mapped = map_file(path)
     storages: dict[str, torch.UntypedStorage] = {}
@@ -163,11 +174,11 @@ def _read_zip(path: Path) -> Any:
         if key not in storages:
             info = entries[f"{root}data/{key}"]
             if info.compress_type != zipfile.ZIP_STORED:
-                raise _Refused(f"'{path}' is a compressed archive; torch.save writes uncompressed ones")
+                raise _Refused("is a compressed archive; torch.save writes uncompressed ones")
             head = bytes(mapped[info.header_offset : info.header_offset + 30])
             start = info.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
             if info.file_size < numel * dtype.itemsize or start + info.file_size > len(mapped):
-                raise _Refused(f"'{path}' is truncated: the data of tensor {key} is not all there")
+                raise _Refused(f"is truncated: the data of tensor {key} is not all there")
             storages[key] = mapped[start : start + info.file_size]
         return storages[key]
 
@@ -181,24 +192,25 @@ def _read_legacy(path: Path) -> Any:
     def load_storage(key: str, dtype: torch.dtype, numel: int) -> torch.UntypedStorage:
         size = numel * dtype.itemsize
         if size > path.stat().st_size:
-            raise _Refused(f"'{path}' is truncated: tensor {key} is larger than the file")
+            raise _Refused(f"is truncated: tensor {key} is larger than the file")
         return storages.setdefault(key, torch.UntypedStorage(size))
 
     with open(path, "rb") as file:
         magic, _protocol, _system = (_Unpickler(file, load_storage).load() for _ in range(3))
         if magic != _LEGACY_MAGIC:
-            raise _Refused(f"'{path}' is a pickle, but not a PyTorch checkpoint")
+            raise _Refused("is a pickle, but not a PyTorch checkpoint")
         result = _Unpickler(file, load_storage).load()
-        keys = _Unpickler(file, load_storage).load()
+        keys = [str(key) for key in _Unpickler(file, load_storage).load()]
+        if sorted(keys) != sorted(storages):
+            raise _Refused("is damaged: the data that it holds is not the data that it names")
         for key in keys:
             (numel,) = struct.unpack("<q", file.read(8))
-            storage = storages[str(key)]
+            storage = storages[key]
             if numel < 0 or len(storage) % max(numel, 1):
-                raise _Refused(f"'{path}' is truncated or damaged at tensor {key}")
+                raise _Refused(f"is truncated or damaged at tensor {key}")
             data = file.read(len(storage))
             if len(data) != len(storage):
-                raise _Refused(f"'{path}' is truncated: the data of tensor {key} is not all there")
+                raise _Refused(f"is truncated: the data of tensor {key} is not all there")
             if data:
-                torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 storage.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage())
     return result

@@ -16,6 +16,7 @@ from ldm.data.images import save_image
 from ldm.evaluation import spriteworld as world
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.models.autoencoder import load_first_stage
+from ldm.models.build import config_for
 from ldm.spriteworld.recogniser import accuracy, load_recogniser, save_recogniser, train_recogniser
 from ldm.spriteworld.scene import ANIMALS, PLACES, STYLES, SUBJECTS, draw, random_scene, subject_scene
 from ldm.spriteworld.sheets import grid
@@ -61,10 +62,7 @@ def make_recognisers(data: Path, steps: int) -> dict[str, dict[str, float]]:
 
 def first_stage_of(path: Path) -> Any:
     """Return the first stage inside a checkpoint of ours. Raises ValueError if it carries no config."""
-    config = read_checkpoint(path).metadata.get("config")
-    if config is None:
-        raise ValueError(f"'{path}' carries no config; only the project's own first stages do")
-    node = config["model"]
+    node = config_for(read_checkpoint(path))["model"]
     node = node["params"].get("first_stage_config", node)
     stage = instantiate_from_config(node).eval()
     load_first_stage(stage, str(path))

@@ -54,9 +54,15 @@ class EditSettings:
         chosen: None means not chosen. Raises ValueError if the file recommends something unknown.
         """
         recommended = metadata.get("edit_defaults") or {}
-        unknown = sorted(set(recommended) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise ValueError(f"the checkpoint recommends unknown settings: {', '.join(unknown)}")
+        if not isinstance(recommended, dict):
+            raise ValueError(f"the checkpoint's edit_defaults are no settings: {recommended!r}"[:200])
+        plain = cls()
+        for key, value in recommended.items():
+            own = getattr(plain, key, None)
+            fits = isinstance(value, (int, float)) if isinstance(own, float) else type(value) is type(own)
+            if key not in cls.__dataclass_fields__ or key == "guidance_interval" or not fits:
+                raise ValueError(f"the checkpoint recommends {key}: {value!r}, which is no setting for editing"[:200])
+        cls(**recommended).checked()
         return cls(**{**recommended, **{k: v for k, v in chosen.items() if v is not None}})
 
     def checked(self) -> EditSettings:

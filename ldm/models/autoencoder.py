@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from ldm.checkpoint import load_into, read_checkpoint
-from ldm.config import instantiate_from_config
+from ldm.checkpoint import Checkpoint, load_into, read_checkpoint
+from ldm.config import instantiate_from_config, nearest
 from ldm.diffusers_format import FIRST_STAGE
 from ldm.models.optimizer import make_optimizer
 from ldm.models.steps import finished_step, step_generator
@@ -20,7 +21,20 @@ from ldm.modules.vae_blocks import Decoder, Encoder
 
 
 def split_ddconfig(ddconfig: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the encoder's and the decoder's parameters from upstream's common ``ddconfig``."""
+    """Return the encoder's and the decoder's parameters from upstream's common ``ddconfig``.
+
+    Raises ValueError for a missing or unknown key.
+    """
+    if not isinstance(ddconfig, Mapping):
+        raise ValueError(f"ddconfig must be a mapping, found {ddconfig!r}"[:200])
+    needed = ("ch", "ch_mult", "num_res_blocks", "z_channels", "resolution")
+    known = (*needed, "in_channels", "out_ch", "attn_resolutions", "dropout", "double_z", "num_groups")
+    for key in ddconfig:
+        if key not in known:
+            raise ValueError(f"ddconfig has no key '{key}'{nearest(str(key), list(known))}")
+    missing = [key for key in needed if key not in ddconfig]
+    if missing:
+        raise ValueError(f"ddconfig lacks {', '.join(missing)}")
     encoder = {k: v for k, v in ddconfig.items() if k != "out_ch"}
     decoder = {k: v for k, v in ddconfig.items() if k not in ("in_channels", "double_z")}
     return encoder, decoder
@@ -48,9 +62,9 @@ class AutoencoderKL(pl.LightningModule):
         are for training: the loss (``ReconstructionLoss``), the optimiser and the average of the weights.
         """
         super().__init__()
+        encoder, decoder = split_ddconfig(ddconfig)
         if not ddconfig.get("double_z", True):
             raise ValueError("AutoencoderKL needs ddconfig.double_z: true (mean and log-variance)")
-        encoder, decoder = split_ddconfig(ddconfig)
         self.embed_dim = embed_dim
         self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
         self.encoder = Encoder(**encoder)
@@ -123,6 +137,8 @@ class _As(nn.Module):
 
 def load_first_stage(first_stage: nn.Module, path: str, dtype: torch.dtype | None = None) -> str:
     """Load a first stage from a file of its own (``--vae-ckpt``) or from a whole model; return the report's text."""
-    holder = _As(first_stage)
-    report = load_into(holder, read_checkpoint(path), "raw", (lambda name: dtype) if dtype else None)
+    holder, checkpoint = _As(first_stage), read_checkpoint(path)
+    own = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(FIRST_STAGE)}
+    checkpoint = Checkpoint(checkpoint.path, checkpoint.format, own, checkpoint.metadata)
+    report = load_into(holder, checkpoint, "raw", (lambda name: dtype) if dtype else None)
     return report.summary()

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import Checkpoint, read_checkpoint
-from ldm.config import ALIASES, instantiate_from_config, load_config
+from ldm.config import instantiate_from_config, load_config, resolve_alias
 from ldm.diffusers_format import FIRST_STAGE, UNET
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.inspect import without_checkpoints
@@ -72,7 +72,9 @@ def config_for(checkpoint: Checkpoint) -> Any:
     """
     carried = checkpoint.metadata.get("config")
     if carried:
-        _check_targets(carried)
+        if not isinstance(carried, Mapping):
+            raise ValueError(f"the config inside '{checkpoint.path}' is no mapping; name one (--config)")
+        _check_carried(carried)
         return OmegaConf.create(carried)
     first = checkpoint.tensors.get(f"{UNET}input_blocks.0.0.weight")
     names = {4: "v1-inference.yaml", 8: "v1-edit.yaml"}
@@ -81,17 +83,35 @@ def config_for(checkpoint: Checkpoint) -> Any:
     return load_config(CONFIGS / names[first.shape[1]])
 
 
-def _check_targets(node: Any) -> None:
-    """Refuse a config from inside a file that names anything but our own classes (a file must not choose code)."""
+_MODEL_CLASSES = {
+    "ldm.models.latent_diffusion.LatentDiffusion",
+    "ldm.models.autoencoder.AutoencoderKL",
+    "ldm.models.vq.VQModel",
+    "ldm.modules.unet.UNetModel",
+    "ldm.modules.text.FrozenCLIPEmbedder",
+}
+
+
+def _check_carried(node: Any) -> None:
+    """Refuse a config from inside a file that names anything but our networks: a file must not choose code.
+
+    Interpolations are refused too; OmegaConf could make names of them.
+    """
     if isinstance(node, Mapping):
         name = node.get("target")
-        if name is not None and not ALIASES.get(name, str(name)).startswith(("ldm.models.", "ldm.modules.")):
-            raise ValueError(f"the checkpoint's own config names '{name}', which is not a model class; refused")
-        for value in node.values():
-            _check_targets(value)
+        if "target" in node and (not isinstance(name, str) or resolve_alias(name) not in _MODEL_CLASSES):
+            raise ValueError(f"the checkpoint's own config names {name!r}, which is not a model class; refused")
+        for key, value in node.items():
+            _check_carried(key)
+            _check_carried(value)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            _check_targets(value)
+            _check_carried(value)
+    elif isinstance(node, str):
+        if "${" in node:
+            raise ValueError(f"the checkpoint's own config holds an interpolation ({node[:40]!r}); refused")
+    elif node is not None and not isinstance(node, (bool, int, float)):
+        raise ValueError(f"the checkpoint's own config holds a {type(node).__name__}; refused")
 
 
 def load_model(
@@ -122,6 +142,8 @@ def load_model(
         logger.info(load_first_stage(model.first_stage_model, str(vae_ckpt)))
     model.eval().requires_grad_(False)
     model.to(device)
-    for part in (model.model, model.first_stage_model):
-        part.to(memory_format=torch.channels_last)
+    if precision != "fp32" or model.device.type != "cpu":
+        # faster; but on a CPU group norm is less exact in this layout, which only fp32 would notice
+        for part in (model.model, model.first_stage_model):
+            part.to(memory_format=torch.channels_last)
     return model

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import pytorch_lightning as pl
+from typing import Any
+
 import torch
 
 
-def step_generator(module: pl.LightningModule, batch_index: int, device: torch.device | None = None) -> torch.Generator:
-    """Return a generator seeded by (run seed, batch, process), on the CPU unless another device is asked for.
+def step_generator(module: Any, batch_index: int, device: torch.device | None = None) -> torch.Generator:
+    """Return a generator for a LightningModule's step, seeded by (run seed, batch, process).
 
-    batch_index: counted over the whole run, which is one epoch.
+    batch_index: counted over the whole run, which is one epoch. On the CPU unless another device is asked for.
     """
     trainer = module._trainer
     rank = trainer.global_rank if trainer is not None else 0
@@ -18,7 +19,7 @@ def step_generator(module: pl.LightningModule, batch_index: int, device: torch.d
     return torch.Generator(device or "cpu").manual_seed(mixed % 2**63)
 
 
-def finished_step(module: pl.LightningModule) -> bool:
+def finished_step(module: Any) -> bool:
     """Return whether the batch that just ended completed an optimiser step (not only accumulated)."""
     done = module.trainer.global_step
     changed = done != getattr(module, "_last_step", 0)

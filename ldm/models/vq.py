@@ -34,7 +34,8 @@ class VQModel(pl.LightningModule):
         Raises ImportError, naming what to install, if taming is not there.
         """
         super().__init__()
-        encoder, decoder = split_ddconfig({**ddconfig, "double_z": False})
+        encoder, decoder = split_ddconfig(ddconfig)
+        encoder["double_z"] = False
         self.embed_dim = embed_dim
         self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
         self.encoder = Encoder(**encoder)

@@ -73,6 +73,7 @@ def _side(u: float) -> float:
 
 
 def meadow(c: Canvas, u: list[float]) -> None:
+    """Paint a meadow on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.62, (112, 184, 244), (206, 234, 252))
     c.sun(_side(u[0]), 0.14)
     c.oval(0.15 + 0.2 * u[1], 0.66, 0.48, 0.16, (150, 205, 112))
@@ -85,6 +86,7 @@ def meadow(c: Canvas, u: list[float]) -> None:
 
 
 def beach(c: Canvas, u: list[float]) -> None:
+    """Paint a beach on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.46, (86, 178, 246), (198, 234, 252))
     c.sun(_side(u[0]), 0.14)
     c.fade(0.46, 0.64, (24, 112, 190), (66, 178, 206))
@@ -96,6 +98,7 @@ def beach(c: Canvas, u: list[float]) -> None:
 
 
 def forest(c: Canvas, u: list[float]) -> None:
+    """Paint a forest on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.66, (150, 196, 140), (196, 222, 160))
     for i in range(5):
         x, top = 0.02 + 0.24 * i + 0.07 * (u[i] - 0.5), 0.24 + 0.05 * u[i + 5]
@@ -108,6 +111,7 @@ def forest(c: Canvas, u: list[float]) -> None:
 
 
 def snow(c: Canvas, u: list[float]) -> None:
+    """Paint the snow on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.64, (128, 174, 220), (206, 222, 240))
     c.sun(0.36 + 0.28 * u[0], 0.13, 0.065)
     c.oval(0.2 + 0.15 * u[1], 0.68, 0.55, 0.16, (196, 214, 234))
@@ -121,6 +125,7 @@ def snow(c: Canvas, u: list[float]) -> None:
 
 
 def city(c: Canvas, u: list[float]) -> None:
+    """Paint a city on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.66, (146, 186, 222), (222, 228, 232))
     c.lights.append(("oval", (_side(u[0]), 0.10, 0.055, 0.055), MOON))
     left = -0.06 - 0.1 * u[1]
@@ -139,6 +144,7 @@ def city(c: Canvas, u: list[float]) -> None:
 
 
 def desert(c: Canvas, u: list[float]) -> None:
+    """Paint a desert on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.66, (126, 198, 226), (254, 238, 200))
     c.sun(_side(u[0]), 0.15, 0.085)
     c.oval(0.1 + 0.3 * u[1], 0.70, 0.50, 0.20, (234, 168, 122))
@@ -153,6 +159,7 @@ def desert(c: Canvas, u: list[float]) -> None:
 
 
 def room(c: Canvas, u: list[float]) -> None:
+    """Paint a room on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.665, (172, 204, 198), (196, 220, 210))
     x = 0.22 + 0.10 * u[1] if u[0] < 0.5 else 0.68 + 0.10 * u[1]
     c.box(x - 0.17, 0.08, x + 0.17, 0.44, (250, 248, 240))
@@ -171,6 +178,7 @@ def room(c: Canvas, u: list[float]) -> None:
 
 
 def mountains(c: Canvas, u: list[float]) -> None:
+    """Paint the mountains on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.64, (120, 176, 232), (228, 236, 244))
     c.sun(_side(u[0]), 0.12, 0.065)
     far, near = (118, 122, 158), (92, 98, 140)

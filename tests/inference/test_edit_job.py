@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.inference.edit_job import find_photos, plan_job, run_job
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.masking import soft_mask
 from ldm.inference.recipe import read_recipe
 from tests.conftest import build_tiny
 
@@ -302,6 +303,19 @@ def test_seeds_count_up_and_each_is_the_same_alone(editor):
     assert np.abs(pixels(named[0]) - pixels(named[1])).max() > 20
 
 
+def test_each_scale_weighs_its_own_condition(editor):
+    """InstructPix2Pix, eq. 3: at text scale 0 the instruction says nothing; with both at 0 nor does the photo."""
+
+    def edited(text: float, image: float, instruction: str = "go", seed: int = 0) -> np.ndarray:
+        settings = replace(FAST, text_scale=text, image_scale=image)
+        return pixels(editor.edit(picture(48, 40, seed), instruction, settings)[0])
+
+    assert np.array_equal(edited(0, 2), edited(0, 2, "make it snow"))
+    assert np.abs(edited(0, 2) - edited(0, 2, seed=1)).max() > 10
+    assert np.array_equal(edited(0, 0), edited(0, 0, "make it snow", seed=1))
+    assert np.abs(edited(8, 1) - edited(8, 1, "make it snow")).max() > 5
+
+
 def test_editing_does_not_touch_the_global_random_state(editor):
     torch.manual_seed(11)
     expected = torch.rand(3)
@@ -354,6 +368,29 @@ def test_outside_the_mask_the_photo_is_bit_equal(tmp_path, editor):
     assert np.array_equal(pixels(edited)[30:40, 40:50], pixels(whole)[30:40, 40:50])
     edge = np.abs(pixels(edited) - pixels(source))[10, 20:70].mean()
     assert edge < np.abs(pixels(whole) - pixels(source))[10, 20:70].mean()
+
+
+def test_the_mask_is_soft_inwards():
+    weights = soft_mask(rectangle(300, 200, (50, 40, 250, 160)))
+    inside = np.asarray(rectangle(300, 200, (50, 40, 250, 160))) > 0
+    assert weights[~inside].max() == 0
+    across = weights[40:100, 150]  # from the upper edge to the middle
+    assert 0 < across[0] < 0.2
+    assert (np.diff(across) >= -1e-6).all()
+    assert np.diff(across).max() < 0.3
+    assert across[-1] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_dark_hole_in_a_light_mask_stays_the_photos(editor):
+    """Also where light lies all around, and the soft edge would reach in from every side."""
+    source = picture(90, 70)
+    for hole in ((40, 30, 41, 31), (40, 30, 45, 32), (0, 0, 90, 1)):
+        mask = Image.new("L", (90, 70), 255)
+        mask.paste(0, hole)
+        dark = np.asarray(mask) == 0
+        (edited,) = editor.edit(source, "go", FAST, mask=mask)
+        assert np.array_equal(pixels(edited)[dark], pixels(source)[dark])
+        assert np.abs(pixels(edited) - pixels(source))[~dark].max() > 20
 
 
 def test_masks_of_other_kinds(editor):

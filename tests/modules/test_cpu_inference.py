@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.modules.attention import GEGLU
 from ldm.modules.cpu_inference import PackedConv2d, PackedLinear, PackedPointwise, can_pack, pack
 from tests.conftest import build_tiny
 from tests.models.reference import relative
@@ -88,6 +89,20 @@ def test_unusual_layers_are_packed_rightly_or_left_alone(layer, shape, packs, dt
         assert relative(packed(x.to(dtype)).float(), expected) < TOLERANCE[dtype]
         skipped = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2]  # not contiguous
         assert relative(packed(skipped.to(dtype)).float(), plain(skipped)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_packed_gated_layer_equals_the_plain_one(dtype):
+    torch.manual_seed(3)
+    plain = GEGLU(24, 40)
+    packed = pack(nn.Sequential(layer_copy(plain).to(dtype)))
+    assert type(packed[0]) is not GEGLU
+    for shape in ((5, 24), (2, 77, 24), (3, 1, 24)):
+        x = torch.randn(shape)
+        with torch.inference_mode():
+            expected = plain(x)
+            assert relative(packed(x.to(dtype)).float(), expected) < TOLERANCE[dtype]
+            assert relative(packed((100 * x).to(dtype)).float(), plain(100 * x)) < TOLERANCE[dtype]
 
 
 def test_a_packed_layer_gives_each_picture_the_same_in_any_batch():
