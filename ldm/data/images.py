@@ -114,15 +114,20 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size, LANCZOS)
 
 
+def picture_format(path: str | Path) -> str:
+    """Return Pillow's name of the format that a path's ending asks for. Raises ValueError if it cannot be written."""
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())  # loads all formats
+    if kind not in Image.SAVE:
+        raise ValueError(f"cannot save '{path}': end its name in .png (keeps the recipe), .jpg or .webp")
+    return kind
+
+
 def save_image(image: Image.Image, path: str | Path, text: dict[str, str] | None = None) -> None:
     """Write a picture under a temporary name, then rename it. text: entries for a PNG's text chunks.
 
     Raises ValueError if the place cannot be written or the name's ending is no picture format.
     """
-    path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"cannot save '{path}': end its name in .png (keeps the recipe), .jpg or .webp")
-    kind = Image.registered_extensions()[path.suffix.lower()]
+    path, kind = Path(path), picture_format(path)
     options: dict = {}
     if kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()

@@ -8,6 +8,12 @@ from ldm.diffusion.conditioning import Conditioning, null_picture
 from ldm.diffusion.denoiser import Denoiser
 
 
+def check_interval(interval: tuple[float, float] | None) -> None:
+    """Raise ValueError unless an interval of noise levels is None or 0 <= low < high."""
+    if interval is not None and not 0 <= interval[0] < interval[1]:
+        raise ValueError(f"guidance interval {interval[0]},{interval[1]}: needs 0 <= low < high (noise levels)")
+
+
 class GuidedDenoiser:
     """D(z, sigma) under guidance: up to three branches in one batch, those with a zero coefficient left out.
 
@@ -32,8 +38,7 @@ class GuidedDenoiser:
         interval: noise levels (low, high] inside which guidance acts; outside it only ``e(I,T)`` runs
         (Kynkaanniemi et al. 2024). None: everywhere. Raises ValueError for an empty or negative interval.
         """
-        if interval is not None and not 0 <= interval[0] < interval[1]:
-            raise ValueError(f"guidance interval {interval[0]},{interval[1]}: needs 0 <= low < high (noise levels)")
+        check_interval(interval)
         self.denoiser = denoiser
         self.interval = interval
         null = Conditioning(null_text.to(conditioning.c_crossattn).expand_as(conditioning.c_crossattn), None)

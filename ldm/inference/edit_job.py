@@ -6,6 +6,7 @@ import argparse
 import glob
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from ldm.checkpoint import read_checkpoint
 from ldm.data import images
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.masking import check_mask
 from ldm.inference.recipe import Recipe
 from ldm.inference.sheets import contact_sheet
 
@@ -55,7 +57,7 @@ def find_photos(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in images.SUFFIXES)
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in images.SUFFIXES and p.is_file())
             if not inside:
                 raise FileNotFoundError(f"folder '{path}' holds no pictures ({', '.join(images.SUFFIXES)})")
             found += inside
@@ -103,26 +105,36 @@ def plan_job(
     if single_file:
         outputs = [place]
     else:
-        outputs = [place / _name(photo, text, number, photos) for photo, text, number in wanted]
-    if len(set(outputs)) < len(outputs):
-        raise ValueError("two results would get the same name; edit the photos of equal name one folder at a time")
+        outputs = [place / name for name in _names(wanted)]
     for path in {p.parent: p for p in outputs}.values():
         images.check_writable(path)
-    if single_file and place.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"cannot save '{place}': end its name in .png (keeps the recipe), .jpg or .webp")
-    same = {p.resolve() for p in photos} & {p.resolve() for p in outputs}
+    if single_file:
+        images.picture_format(place)
+    read = [*photos, *([Path(mask)] if mask else [])]
+    if mask and not Path(mask).is_file():
+        raise FileNotFoundError(f"mask '{mask}' does not exist")
+    same = {p.resolve() for p in read} & {p.resolve() for p in outputs}
     if same:
-        raise ValueError(f"the result would overwrite the photo '{next(iter(same))}'; choose another --output")
+        raise ValueError(f"the result would overwrite '{next(iter(same))}'; choose another --output")
     tasks = tuple(Task(*what, out) for what, out in zip(wanted, outputs, strict=True))
     grid = (tuple(sweep[0]), tuple(sweep[1])) if sweep else None
     return EditJob(tasks, settings.checked(), grid, None if mask is None else Path(mask), batch_size)
 
 
-def _name(photo: Path, instruction: str, seed: int, photos: list[Path]) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "-", instruction.lower()).strip("-")[:48].strip("-") or "edit"
-    same = [p for p in photos if p.stem == photo.stem]
-    stem = photo.stem if len(same) == 1 else f"{photo.stem}-{photo.suffix[1:]}"
-    return f"{stem}-{slug}-{seed}.png"
+def _names(wanted: list[tuple[Path, str, int]]) -> list[str]:
+    """Return one file name per result; those that would be equal are numbered."""
+    names: list[str] = []
+    stems = Counter(photo.stem for photo in dict.fromkeys(photo for photo, _, _ in wanted))
+    for photo, instruction, seed in wanted:
+        slug = re.sub(r"[^a-z0-9]+", "-", instruction.lower()).strip("-")[:48].strip("-") or "edit"
+        stem = photo.stem if stems[photo.stem] == 1 else f"{photo.stem}-{photo.suffix[1:]}"
+        plain, n = f"{stem}-{slug}-{seed}", 1
+        name = plain
+        while f"{name}.png" in names:
+            n += 1
+            name = f"{plain}-{n}"
+        names.append(f"{name}.png")
+    return names
 
 
 def run_job(editor: ImageEditor, job: EditJob, progress: Callable[[], None] | None = None) -> tuple[list[Path], int]:
@@ -133,7 +145,7 @@ def run_job(editor: ImageEditor, job: EditJob, progress: Callable[[], None] | No
     written, failed = [], 0
     mask = None if job.mask is None else images.open_rgb(job.mask)
     single = len({task.photo for task in job.tasks}) == 1
-    for batch in _batches(editor, job, single):
+    for batch in _batches(job, single, mask):
         if isinstance(batch, ValueError):
             logger.warning("%s (left out)", batch)
             failed += 1
@@ -169,7 +181,7 @@ def edit_pictures(args: argparse.Namespace) -> tuple[list[Path], int]:
         return run_job(editor, job, lambda: bar.update(1))
 
 
-def _batches(editor: ImageEditor, job: EditJob, single: bool) -> Iterator:
+def _batches(job: EditJob, single: bool, mask: Image.Image | None) -> Iterator:
     """Yield (tasks, photos) of one working size, at most batch_size long; a ValueError for a photo that fails."""
     tasks: list[Task] = []
     photos: list[Image.Image] = []
@@ -183,6 +195,7 @@ def _batches(editor: ImageEditor, job: EditJob, single: bool) -> Iterator:
             try:
                 photo = images.open_rgb(task.photo)
                 images.check_aspect(photo.size)
+                check_mask(mask, photo.size)
                 opened = (task.photo, photo)
             except ValueError as error:
                 if single:
@@ -223,6 +236,7 @@ def recipe_of(editor: ImageEditor, task: Task, job: EditJob) -> Recipe:
         checkpoint=Path(editor.checkpoint).name,
         checkpoint_hash=editor.checkpoint_hash,
         weights=editor.weights,
+        vae_hash=editor.vae_hash,
         input=task.photo.name,
         negative=s.negative,
         guidance_interval=s.guidance_interval,

@@ -14,10 +14,10 @@ from PIL import Image
 from ldm.checkpoint import Checkpoint, fingerprint
 from ldm.data import images
 from ldm.diffusion.conditioning import Conditioning
-from ldm.diffusion.guidance import GuidedDenoiser
+from ldm.diffusion.guidance import GuidedDenoiser, check_interval
 from ldm.diffusion.samplers import get_sampler, noise_source
-from ldm.diffusion.schedule import make_sigmas
-from ldm.inference.masking import composite, soft_mask
+from ldm.diffusion.schedule import SPACINGS, make_sigmas
+from ldm.inference.masking import check_mask, composite, soft_mask
 from ldm.models.build import choose_device, choose_precision, load_model
 from ldm.modules.cpu_inference import pack
 
@@ -75,6 +75,9 @@ class EditSettings:
         for name in ("text_scale", "image_scale"):
             if not 0 <= getattr(self, name) <= 100:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 to 100 is expected")
+        if self.spacing not in ("auto", *SPACINGS):
+            raise ValueError(f"unknown spacing '{self.spacing}'; known: auto, {', '.join(SPACINGS)}")
+        check_interval(self.guidance_interval)
         spacing = BEST_SPACING.get(self.sampler, "uniform") if self.spacing == "auto" else self.spacing
         return EditSettings(**{**self.__dict__, "spacing": spacing})
 
@@ -94,7 +97,7 @@ class ImageEditor:
                 "such as InstructPix2Pix"
             )
         self.model, self.precision = model, precision
-        self.checkpoint, self.checkpoint_hash, self.weights = "", "", ""
+        self.checkpoint, self.checkpoint_hash, self.weights, self.vae_hash = "", "", "", ""
         self._states: dict[str, torch.Tensor] = {}
 
     @classmethod
@@ -120,6 +123,7 @@ class ImageEditor:
             pack(model.first_stage_model)
         path = ckpt.path if isinstance(ckpt, Checkpoint) else Path(ckpt)
         editor.checkpoint, editor.weights, editor.checkpoint_hash = str(path), weights, fingerprint(path)
+        editor.vae_hash = "" if vae_ckpt is None else fingerprint(vae_ckpt)
         return editor
 
     @property
@@ -158,9 +162,8 @@ class ImageEditor:
         photos = [images.to_rgb(photo) for photo in photos]
         for photo in photos:
             images.check_aspect(photo.size)
-        if mask is not None and any(mask.size != photo.size for photo in photos):
-            sizes = f"the mask is {mask.width} x {mask.height}, the photo {photos[0].width} x {photos[0].height}"
-            raise ValueError(f"{sizes}; they must be equal")
+        for photo in photos:
+            check_mask(mask, photo.size)
         weights = None if mask is None else soft_mask(mask)
         inputs = [self._prepare(photo, settings) for photo in photos]
         if len({picture.size for picture in inputs}) > 1:

@@ -8,6 +8,14 @@ from kornia.filters import gaussian_blur2d
 from PIL import Image
 
 
+def check_mask(mask: Image.Image | None, size: tuple[int, int]) -> None:
+    """Raise ValueError if there is a mask and it is not of the photo's size (width, height)."""
+    if mask is not None and mask.size != size:
+        raise ValueError(
+            f"the mask is {mask.width} x {mask.height}, the photo {size[0]} x {size[1]}; they must be equal"
+        )
+
+
 def soft_mask(mask: Image.Image, feather: float = 0.01) -> np.ndarray:
     """Return weights ``h w`` in [0, 1] from a mask (light = edit): 0 wherever the mask is dark, rising inwards.
 

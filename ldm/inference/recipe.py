@@ -28,6 +28,7 @@ class Recipe:
     checkpoint_hash: str
     weights: str
     input: str
+    vae_hash: str = ""
     negative: str = ""
     guidance_interval: tuple[float, float] | None = None
     keep_size: bool = True
@@ -51,4 +52,7 @@ def read_recipe(path: str | Path) -> dict:
         raise ValueError(f"'{path}' is not a picture that can be read ({error})") from error
     if text is None:
         raise ValueError(f"'{path}' carries no recipe (only PNG files written by this project do)")
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the recipe inside '{path}' is damaged ({error})") from error

@@ -93,6 +93,8 @@ class LatentDiffusion(pl.LightningModule):
             raise ValueError(f"unknown conditioning_key '{conditioning_key}'; known: {', '.join(CONDITIONING_KEYS)}")
         self.parameterization = check_parameterization(parameterization)
         self.conditioning_key = conditioning_key
+        if not isinstance(scale_factor, (int, float)) or not scale_factor > 0:
+            raise ValueError(f"scale_factor is {scale_factor!r}; a number above 0 is expected")
         self.scale_factor = scale_factor
         self.loss_type = loss_type
         self.cond_stage_trainable = cond_stage_trainable

@@ -18,7 +18,7 @@ def first_stage_config(**training):
     config = load_config(SPRITEWORLD / "first-stage.yaml")
     config.model.params.ddconfig.ch_mult = [1, 1]
     config.model.params.ddconfig.num_groups = 8
-    config.model.params.scheduler_config.params.warm_up_steps = 2
+    config.model.params.scheduler_config.params.warm_up_steps = 1
     config.data.params.batch_size = 2
     defaults = {"max_steps": 6, "precision": "fp32", "sheet_every": 0, "sheet": None, "save_every": 3, "log_every": 1}
     return OmegaConf.merge(config, {"training": {**defaults, **training}})
@@ -34,7 +34,7 @@ def editor_config(**training):
     params.cond_stage_config.params.text_config.update(
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     )
-    params.scheduler_config.params.warm_up_steps = 2
+    params.scheduler_config.params.warm_up_steps = 1
     config.data.params.batch_size = 4
     config.data.params.train.params.length = 8
     defaults = {"max_steps": 4, "precision": "fp32", "sheet_every": 0, "save_every": 2, "log_every": 1}
@@ -75,17 +75,17 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(make, tmp_pat
 
 
 def test_a_first_stage_learns_and_leaves_a_complete_folder(tmp_path):
-    config = first_stage_config(max_steps=40, keep_at=[20, 40], sheet_every=40)
+    config = first_stage_config(max_steps=20, keep_at=[10, 20], sheet_every=20)
     config.training.sheet = {"target": "ldm.spriteworld.sheets.ReconstructionSheet", "params": {"scenes": 2}}
     run = train(config, "learns", tmp_path)
     found = losses(run)
-    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+    assert sum(found[-5:]) < 0.9 * sum(found[:5])
     assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics", "images", "checkpoints"}
-    assert (run / "images" / "step=40.png").is_file()
+    assert (run / "images" / "step=20.png").is_file()
     assert {p.name for p in (run / "checkpoints").iterdir()} == {
         "last.ckpt",
+        "step=10.safetensors",
         "step=20.safetensors",
-        "step=40.safetensors",
     }
     assert any(p.name.startswith("events.out.tfevents") for p in (run / "metrics").iterdir())
 
