@@ -105,6 +105,8 @@ def plan_job(
     if single_file:
         outputs = [place]
     else:
+        if len({p.name for p in photos}) < len(photos):
+            raise ValueError("two photos have the same name, their results would too; edit their folders one by one")
         outputs = [place / name for name in _names(wanted)]
     for path in {p.parent: p for p in outputs}.values():
         images.check_writable(path)
