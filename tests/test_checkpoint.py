@@ -26,6 +26,7 @@ from ldm.config import instantiate_from_config
 from ldm.diffusion.conditioning import Conditioning
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.build import load_model
+from ldm.modules.cpu_inference import pack
 from ldm.modules.text import tokenize
 from tests.conftest import randomize, tiny_config
 from tests.models.reference import diffusers_unet, diffusers_vae, relative, transformers_text
@@ -273,12 +274,17 @@ def test_diffusers_folder_gives_the_same_model(folder, reference):
 
 def test_the_loaded_model_is_as_exact_as_its_networks(folder, reference):
     """The networks themselves differ from diffusers' by less than 1e-5 (tests/models); loading must not cost that."""
-    found = errors(load_model(folder, config(vocabulary=49408)), reference)
+    model = load_model(folder, config(vocabulary=49408))
+    found = errors(model, reference)
+    assert max(found.values()) < 1e-5, found
+    pack(model.model)  # as ImageEditor does on a CPU
+    pack(model.first_stage_model)
+    found = errors(model, reference)
     assert max(found.values()) < 1e-5, found
 
 
 def test_diffusers_folder_prefers_the_plain_file(folder, tmp_path, reference):
-    """Stable Diffusion's own folder holds a half-precision copy and one of raw weights ("non_ema") beside it."""
+    """Stable Diffusion's own folder holds half-precision copies and one of raw weights ("non_ema") beside it."""
     target = tmp_path / "copy"
     for part in ("unet", "vae", "text_encoder"):
         (target / part).mkdir(parents=True)
@@ -286,8 +292,8 @@ def test_diffusers_folder_prefers_the_plain_file(folder, tmp_path, reference):
             (target / part / file.name).symlink_to(file)
     unet = target / "unet"
     state = reference[0].state_dict()
-    save_file({n: (t + 1).half() for n, t in state.items()}, unet / "diffusion_pytorch_model.fp16.safetensors")
-    save_file({n: t + 2 for n, t in state.items()}, unet / "diffusion_pytorch_model.non_ema.safetensors")
+    for variant in ("fp16", "bf16", "non_ema", "fp16.non_ema"):
+        save_file({n: t + 1 for n, t in state.items()}, unet / f"diffusion_pytorch_model.{variant}.safetensors")
     assert max(errors(load_model(target, config(vocabulary=49408)), reference).values()) < 2e-3
 
 
@@ -742,17 +748,21 @@ def test_compressed_archives_are_refused(tmp_path):
     assert "compressed archive" in refused(tmp_path / "packed.ckpt")
 
 
-def test_an_archive_that_unpacks_a_thousandfold_is_refused(tmp_path):
-    """The pickle itself compressed: it is never unpacked."""
+@pytest.mark.parametrize("entry_name", ["archive/data.pkl", "archive/byteorder"])
+def test_an_archive_that_unpacks_a_thousandfold_is_refused(tmp_path, entry_name):
+    """The pickle itself compressed, or what is read beside it: it is never unpacked."""
     path = tmp_path / "bomb.ckpt"
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-        archive.open("archive/data.pkl", "w") as stream,
+        archive.open(entry_name, "w") as stream,
     ):
         stream.write(b"\x80\x02")
         for _ in range(8):
             stream.write(b"N0" * (2 << 20))
         stream.write(b"N.")
+    if entry_name != "archive/data.pkl":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("archive/data.pkl", dump({}))
     tracemalloc.start()
     try:
         refused(path)
