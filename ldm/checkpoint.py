@@ -178,9 +178,7 @@ def _read_folder(path: Path) -> Checkpoint:
     parts = {"unet": from_diffusers_unet, "vae": from_diffusers_vae, "text_encoder": from_diffusers_text}
     tensors: dict[str, torch.Tensor] = {}
     for name, rename in parts.items():
-        files = sorted(
-            (path / name).glob("*.safetensors"), key=lambda f: (".fp16." in f.name, "non_ema" in f.name, f.name)
-        )
+        files = sorted((path / name).glob("*.safetensors"), key=lambda f: (len(f.name), f.name))
         if files:
             tensors.update(rename(_read_safetensors(files[0])[0]))
     if not tensors:

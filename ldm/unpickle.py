@@ -162,10 +162,11 @@ def _read_zip(path: Path) -> Any:
         if len(pickles) != 1:
             raise _Refused("is a zip archive, but not one that torch.save wrote")
         root = pickles[0][: -len("data.pkl")]
+        for name in (pickles[0], f"{root}byteorder"):
+            if name in entries and entries[name].compress_type != zipfile.ZIP_STORED:
+                raise _Refused("is a compressed archive; torch.save writes uncompressed ones")
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != sys.byteorder.encode():
             raise _Refused("was written on a machine of the other byte order")
-        if entries[pickles[0]].compress_type != zipfile.ZIP_STORED:
-            raise _Refused("is a compressed archive; torch.save writes uncompressed ones")
         program = archive.read(pickles[0])
     mapped = map_file(path)
     storages: dict[str, torch.UntypedStorage] = {}

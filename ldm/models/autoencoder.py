@@ -83,11 +83,11 @@ class AutoencoderKL(pl.LightningModule):
 
     def encode(self, x: torch.Tensor) -> DiagonalGaussian:
         """Return the latent's distribution. x: ``b 3 H W`` in [-1, 1]; latents are ``b embed_dim H/f W/f``."""
-        return DiagonalGaussian(self.quant_conv(self.encoder(x.to(self.encoder.norm_out.weight.dtype))))
+        return DiagonalGaussian(self.quant_conv(self.encoder(x.to(next(self.encoder.norm_out.parameters()).dtype))))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Return pictures ``b 3 H W``, about [-1, 1] (not clamped), from latents ``b embed_dim h w``."""
-        return self.decoder(self.post_quant_conv(z.to(self.decoder.norm_out.weight.dtype)))
+        return self.decoder(self.post_quant_conv(z.to(next(self.decoder.norm_out.parameters()).dtype)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the reconstruction by the latent's mean."""

@@ -48,9 +48,9 @@ class VQModel(pl.LightningModule):
 
     def encode(self, x: torch.Tensor) -> Codes:
         """Return the latent before quantisation, ``b embed_dim h w``, as a distribution without variance."""
-        return Codes(self.quant_conv(self.encoder(x.to(self.encoder.norm_out.weight.dtype))))
+        return Codes(self.quant_conv(self.encoder(x.to(next(self.encoder.norm_out.parameters()).dtype))))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Return pictures ``b 3 H W`` from latents, each position moved to its nearest codebook entry first."""
-        quantised, _, _ = self.quantize(z.to(self.decoder.norm_out.weight.dtype))
+        quantised, _, _ = self.quantize(z.to(next(self.decoder.norm_out.parameters()).dtype))
         return self.decoder(self.post_quant_conv(quantised))

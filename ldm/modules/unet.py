@@ -177,7 +177,7 @@ class UNetModel(nn.Module):
         """
         if x.shape[1] != self.in_channels:
             raise ValueError(f"the UNet takes {self.in_channels} channels, got {x.shape[1]}")
-        dtype = self.out[0].weight.dtype
+        dtype = next(self.out.parameters()).dtype
         temb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(dtype))
         hidden, context, skips = x.to(dtype), context.to(dtype), []
         for stage in self.input_blocks:
