@@ -84,6 +84,26 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ValueError(f"cannot apply overrides {list(overrides)} to {path}: {_first_line(error)}") from error
 
 
+def anchored(config: DictConfig, root: Path) -> DictConfig:
+    """Return the config with shipped files found from any directory: a relative ``ckpt_path``, or ``dataset.root``,
+    that is not there but is there under ``root`` becomes absolute."""
+
+    def walk(node: Any) -> None:
+        if not isinstance(node, DictConfig):
+            return
+        for key in node:
+            value = node._get_node(key)._value() if node._get_node(key) is not None else None
+            if key in ("ckpt_path", "root") and isinstance(value, str) and not Path(value).exists():
+                if (root / value).exists():
+                    node[key] = str(root / value)
+            else:
+                walk(node._get_node(key))
+
+    config = config.copy()
+    walk(config)
+    return config
+
+
 def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     if not path.is_file():
         raise FileNotFoundError(f"config '{path}' does not exist")
@@ -109,8 +129,8 @@ def _check_key(config: DictConfig, dotted: str) -> None:
     node, walked = config, []
     for part in dotted.split("."):
         if isinstance(node, DictConfig):
-            # "params" may be filled freely: the class itself says which parameters it has
-            if walked and walked[-1] == "params":
+            # these may be filled freely: the class itself says which parameters it has, the run which settings
+            if walked and walked[-1] in ("params", "training"):
                 return
             if part not in node:
                 raise ValueError(f"unknown key '{dotted}'{nearest(part, [str(k) for k in node])}")

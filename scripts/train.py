@@ -1,6 +1,7 @@
-"""Train what a YAML file describes: a first stage, text to image, editing, or one subject."""
+"""Train what a YAML file describes: one subject (the default), editing, text to image, or a first stage."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -9,20 +10,45 @@ sys.path.insert(0, str(ROOT))
 
 from ldm import cli  # noqa: E402
 
+CONFIGS = ROOT / "configs"
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
+
+def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
-    p.add_argument("config", nargs="?", help="YAML file")
+    p.add_argument(
+        "config",
+        nargs="?",
+        help="YAML file; default: stable-diffusion/v1-finetune_unfrozen.yaml with --ckpt, else the sprite world's",
+    )
     p.add_argument("overrides", nargs="*", help="key.sub=value, over the file")
+    p.add_argument("--data", help="folder that generate_dataset.sh made")
+    p.add_argument("--ckpt", help="checkpoint to start from")
+    p.add_argument("--identifier", help="rare word for the subject; default sks")
+    p.add_argument("--class-word", help="what the subject is; default: the manifest's")
     p.add_argument("--name", help="of the run folder; default: the config's file name")
-    p.add_argument("--logs", type=Path, default=Path("logs"), help="where run folders go")
+    p.add_argument("--logs", type=Path, default=ROOT / "logs", help="where run folders go")
     p.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder, with its own config")
     p.add_argument("--devices", type=int, help="processes or GPUs on this machine")
+    p.add_argument("--num-nodes", type=int, help="machines")
     p.add_argument("--threads", type=int, help="CPU threads")
     args = p.parse_args()
-    if (args.config is None) == (args.resume is None):
-        p.error("give either a config or --resume RUN")
+    if args.config is not None and "=" in args.config:
+        args.overrides, args.config = [args.config, *args.overrides], None
+    begins = (args.config, args.data, args.ckpt, args.identifier, args.class_word, *args.overrides)
+    if args.resume and any(begins):
+        p.error("--resume goes on with the run's own config: give nothing but --devices, --num-nodes and --threads")
     return args
+
+
+def chosen(args: argparse.Namespace) -> list[str]:
+    """The overrides that the flags stand for."""
+    flags = {
+        "dataset.root": args.data,
+        "dataset.identifier": args.identifier,
+        "dataset.class_word": args.class_word,
+        "model.params.ckpt_path": args.ckpt,
+    }
+    return [f"{key}={value}" for key, value in flags.items() if value is not None] + args.overrides
 
 
 def main() -> int:
@@ -30,16 +56,23 @@ def main() -> int:
     import torch
     from omegaconf import OmegaConf
 
-    from ldm.config import load_config
+    from ldm.config import anchored, load_config
     from ldm.training.run import train
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = load_config(args.resume / "config.yaml" if args.resume else args.config, args.overrides)
-    if args.devices is not None:
-        config = OmegaConf.merge(config, {"training": {"devices": args.devices}})
+    if args.config is None and args.resume is None:
+        shipped = (
+            "spriteworld/instruct2dream.yaml" if args.ckpt is None else "stable-diffusion/v1-finetune_unfrozen.yaml"
+        )
+        args.config = CONFIGS / shipped
+        logging.info("training by configs/%s", shipped)
+    config = load_config(args.resume / "config.yaml" if args.resume else args.config, chosen(args))
+    for key in ("devices", "num_nodes"):
+        if getattr(args, key) is not None:
+            config = OmegaConf.merge(config, {"training": {key: getattr(args, key)}})
     name = args.name or (Path(args.config).stem if args.config else "")
-    print(train(config, name, args.logs, args.resume))
+    print(train(anchored(config, ROOT), name, args.logs, args.resume))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.config import instantiate_from_config
-from ldm.data.stream import StepSampler
+from ldm.data.memory import InMemory
+from ldm.data.stream import StepSampler, Streams
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -23,10 +25,18 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 class StreamDataModule(pl.LightningDataModule):
     """One stream of training batches, in an order that depends on the seed and the step alone."""
 
-    def __init__(self, train: Any, batch_size: int, num_workers: int = 0, seed: int = 0):
-        """train: a dataset, or its config. batch_size and num_workers: per process."""
+    def __init__(self, train: Any, batch_size: int, num_workers: int = 0, seed: int = 0, in_memory: bool = False):
+        """train: a dataset, or its config. batch_size and num_workers: per process. in_memory: make each item once
+        and keep it.
+
+        Raises ValueError for in_memory with workers, whose memories would be as many and as large.
+        """
         super().__init__()
+        if in_memory and num_workers:
+            raise ValueError(f"in_memory keeps items in one process: set num_workers to 0, found {num_workers}")
         self.dataset: Dataset = train if isinstance(train, Dataset) else instantiate_from_config(train)
+        if in_memory:
+            self.dataset = InMemory(self.dataset)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.total_batches = 1
         self.start_batch = 0
@@ -47,3 +57,75 @@ class StreamDataModule(pl.LightningDataModule):
             persistent_workers=False,
             multiprocessing_context="spawn" if self.num_workers else None,
         )
+
+
+class PairDataModule(pl.LightningDataModule):
+    """Instance pairs and regularization pairs side by side, each stream in its own seeded order."""
+
+    def __init__(
+        self,
+        train: Any,
+        reg: Any = None,
+        batch_size: int = 1,
+        reg_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ):
+        """train, reg: datasets with ``item(index, visit)`` such as ``PersonalizedEdit``, or their configs; reg: None
+        trains without prior preservation. batch_size, reg_batch_size: pairs of each in a step of one process (the
+        second defaults to the first)."""
+        super().__init__()
+        if reg is None and reg_batch_size is not None:
+            raise ValueError(f"reg_batch_size is {reg_batch_size}, but there are no regularization pairs (reg)")
+        self.streams = {"instance": _built(train)}
+        self.batch_sizes = {"instance": batch_size}
+        if reg is not None:
+            self.streams["reg"] = _built(reg, reg=True)
+            self.batch_sizes["reg"] = batch_size if reg_batch_size is None else reg_batch_size
+        self.num_workers, self.seed = num_workers, seed
+        self.total_batches = 1
+        self.start_batch = 0
+        self.recipe = self._recipe()
+
+    def _recipe(self) -> dict[str, Any]:
+        """What the weights' file says of the data: the words, and a hash over the pictures."""
+        subject = self.streams["instance"]
+        words = {name: getattr(subject, name, None) for name in ("identifier", "class_word", "source_word")}
+        counts = {f"{name}_pairs": len(stream.pairs) for name, stream in self.streams.items() if _has_pairs(stream)}
+        files = [p for s in self.streams.values() if _has_pairs(s) for pair in s.pairs for p in (pair.input, pair.edited)]
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return {**{k: v for k, v in words.items() if v}, **counts, "data_hash": digest.hexdigest()[:16]}
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the loader of micro-steps ``start_batch`` to ``total_batches`` (set by the run)."""
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        lengths = {name: len(stream) for name, stream in self.streams.items()}
+        where = {"seed": self.seed, "start": self.start_batch, "rank": rank, "world": world}
+        return DataLoader(
+            _Keyed(self.streams),
+            batch_sampler=Streams(lengths, self.batch_sizes, self.total_batches, **where),
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="spawn" if self.num_workers else None,
+        )
+
+
+class _Keyed(Dataset):
+    def __init__(self, streams: dict[str, Any]):
+        self.streams = streams
+
+    def __getitem__(self, key: tuple[str, int, int]) -> dict[str, Any]:
+        name, index, visit = key
+        return self.streams[name].item(index, visit)
+
+
+def _has_pairs(stream: Any) -> bool:
+    return hasattr(stream, "pairs")
+
+
+def _built(node: Any, **extra: Any) -> Any:
+    return node if hasattr(node, "item") else instantiate_from_config(node, **extra)

@@ -32,8 +32,12 @@ class StepSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.total):
-            first = (step * self.world + self.rank) * self.batch_size
-            yield [self._item(first + i) for i in range(self.batch_size)]
+            yield [item for item, _ in self.keys_of(step)]
+
+    def keys_of(self, step: int) -> list[tuple[int, int]]:
+        """Return this process' items of a step, each with its visit: how often it was seen before."""
+        first = (step * self.world + self.rank) * self.batch_size
+        return [(self._item(first + i), (first + i) // self.items) for i in range(self.batch_size)]
 
     def _item(self, position: int) -> int:
         epoch, place = divmod(position, self.items)
@@ -41,3 +45,27 @@ class StepSampler(Sampler[list[int]]):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(self.items, generator=generator)
         return int(self._order[place])
+
+
+class Streams(Sampler[list[tuple[str, int, int]]]):
+    """Batches from several streams side by side: each gives its own number of items to every batch.
+
+    Keys are (stream, item, visit): a stream shorter than another starts its next visit by itself.
+    """
+
+    def __init__(self, items: dict[str, int], batch_sizes: dict[str, int], total: int, **where: int):
+        """items, batch_sizes: of each stream by name. total, and where (seed, start, rank, world): see
+        ``StepSampler``."""
+        self.total = total
+        self.samplers = {
+            name: StepSampler(items[name], batch_sizes[name], total, **{**where, "seed": where.get("seed", 0) + 7919 * k})
+            for k, name in enumerate(items)
+        }
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[list[tuple[str, int, int]]]:
+        some = next(iter(self.samplers.values()))
+        for step in range(some.start, self.total):
+            yield [(name, *key) for name, sampler in self.samplers.items() for key in sampler.keys_of(step)]

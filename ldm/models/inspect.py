@@ -14,7 +14,7 @@ from ldm.checkpoint import Checkpoint, compare, fingerprint
 from ldm.config import instantiate_from_config, load_config
 from ldm.diffusers_format import UNET
 
-_SHOWN = ("global_step", "step", "epoch", "pytorch-lightning_version", "identifier", "class_word", "data_hash")
+_SHOWN = ("global_step", "step", "epoch", "pytorch-lightning_version")
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -34,6 +34,9 @@ def describe(checkpoint: Checkpoint) -> str:
     copies = [name for name, there in (("raw", raw), ("EMA", checkpoint.has_ema)) if there]
     lines.append(f"  UNet weights: {' and '.join(copies) or 'none'}")
     lines += [f"  {key}: {checkpoint.metadata[key]}" for key in _SHOWN if key in checkpoint.metadata]
+    recipe = checkpoint.metadata.get("recipe")
+    if isinstance(recipe, dict):
+        lines += [f"  {key}: {recipe[key]}" for key in recipe]
     lines.append(f"  carries its config: {'yes' if 'config' in checkpoint.metadata else 'no'}")
     return "\n".join(lines)
 

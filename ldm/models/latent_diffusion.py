@@ -75,6 +75,7 @@ class LatentDiffusion(pl.LightningModule):
         dropout_image: float = 0.0,
         dropout_both: float = 0.0,
         min_snr_gamma: float | None = None,
+        offset_noise: float = 0.0,
         t_power: float = 1.0,
         change_weight: float = 0.0,
     ):
@@ -83,7 +84,8 @@ class LatentDiffusion(pl.LightningModule):
         scale_factor: multiplies the latent that is diffused (not ``c_concat``). weights: "ema", "raw" or "auto",
         which copy of the UNet to load. The rest is for training: unet_trainable and cond_stage_trainable say what
         learns; dropout_*: probabilities of dropping the text, the picture, or both; reg_weight: of the
-        regularization half of a batch; min_snr_gamma: None for the plain loss; t_power: time indices are
+        regularization half of a batch; min_snr_gamma: None for the plain loss; offset_noise: strength of noise that is
+        the same at every position of a channel (about 0.1), beside the plain one; t_power: time indices are
         ``T u^(1/t_power)``, 1 uniform, more draws noisier ones; change_weight: how much more a latent position
         counts where the pair's two pictures differ. Raises ValueError for unknown names or a checkpoint that does
         not fit.
@@ -110,7 +112,7 @@ class LatentDiffusion(pl.LightningModule):
         )
         self.reg_weight, self.min_snr_gamma, self.t_power = reg_weight, min_snr_gamma, t_power
         self.dropout = {"text": dropout_text, "image": dropout_image, "both": dropout_both}
-        self.change_weight = change_weight
+        self.change_weight, self.offset_noise = change_weight, offset_noise
         self._check_channels()
         if ckpt_path is not None:
             logger.info(self.load_checkpoint(ckpt_path, weights).summary())
@@ -193,7 +195,7 @@ class LatentDiffusion(pl.LightningModule):
         Ho et al. 2020, eq. 14, for eps; the same error of the other targets.
         """
         alpha, sigma = self.schedule.alpha_sigma(t, z)
-        prediction = self.apply_model(alpha * z + sigma * noise, t, conditioning)
+        prediction = self.apply_model(self.schedule.add_noise(z, noise, t), t, conditioning)
         wanted = target(self.parameterization, z, noise, alpha, sigma)
         losses = sample_losses(prediction, wanted, self.loss_type, weight)
         if self.min_snr_gamma is not None:
@@ -228,6 +230,8 @@ class LatentDiffusion(pl.LightningModule):
         u = torch.rand(b, generator=generator)
         t = (len(self.schedule) * u ** (1 / self.t_power)).long().clamp(max=len(self.schedule) - 1).to(device)
         noise = torch.randn(z.shape, generator=generator).to(device)
+        if self.offset_noise:
+            noise = noise + self.offset_noise * torch.randn(*z.shape[:2], 1, 1, generator=generator).to(device)
         conditioning = Conditioning(self._states_for_training(batch["text"]), c_concat)
         if any(self.dropout.values()):
             null = self._states_for_training([""])
@@ -238,7 +242,8 @@ class LatentDiffusion(pl.LightningModule):
         losses = self.p_losses(z, conditioning, t, noise, weight)
         is_reg = batch.get("is_reg", torch.zeros(b, dtype=torch.bool, device=device))
         loss, parts = prior_preservation(losses, is_reg, self.reg_weight)
-        self.log_dict({f"train/{name}": value.detach() for name, value in {"loss": loss, **parts}.items()})
+        self.log("train/loss", loss.detach())
+        self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()}, prog_bar=True)
         return loss
 
     def _states_for_training(self, texts: list[str]) -> torch.Tensor:

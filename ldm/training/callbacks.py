@@ -24,9 +24,13 @@ class Checkpoints(pl.Callback):
     Both are written under a temporary name and then renamed.
     """
 
-    def __init__(self, folder: Path, keep_at: list[int], every: int, metadata: dict[str, Any]):
-        """keep_at: optimiser steps whose weights are kept; every: steps between two writings of ``last.ckpt``."""
+    def __init__(
+        self, folder: Path, keep_at: list[int], every: int, metadata: dict[str, Any], suffix: str = ".safetensors"
+    ):
+        """keep_at: optimiser steps whose weights are kept; every: steps between two writings of ``last.ckpt``; suffix:
+        of the kept weights, .safetensors or .ckpt."""
         self.folder, self.keep_at, self.every, self.metadata = folder, set(keep_at), every, metadata
+        self.suffix = suffix
         self._done = -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
@@ -55,7 +59,7 @@ class Checkpoints(pl.Callback):
     def keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the weights alone, in fp16, by the published names."""
         if trainer.is_global_zero:
-            path = self.folder / f"step={trainer.global_step}.safetensors"
+            path = self.folder / f"step={trainer.global_step}{self.suffix}"
             state = {k: v.half() if v.is_floating_point() else v for k, v in pl_module.export_state().items()}
             save_checkpoint(path, state, {**self.metadata, "step": trainer.global_step})
             logger.info("weights of step %d: %s", trainer.global_step, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -14,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from ldm.checkpoint import read_checkpoint
 from ldm.config import instantiate_from_config, nearest
-from ldm.data.latent_cache import cached
 from ldm.training.callbacks import Checkpoints, Sheets, StopOnSignal
+from ldm.training.data import build_data
+from ldm.training.memory import MemoryUsed, estimate
+from ldm.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ DEFAULTS = {
     "log_every": 10,
     "cache_latents": False,
     "edit_defaults": None,  # settings that editing with the kept weights starts from
+    "weights_suffix": ".safetensors",  # of the kept weights: .safetensors or .ckpt
+    "validate_every": 0,  # steps between two validations on held-out pairs, 0: none
 }
 
 
@@ -45,7 +47,16 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     for key in given:
         if key not in DEFAULTS:
             raise ValueError(f"unknown key 'training.{key}'{nearest(key, list(DEFAULTS))}")
-    return {**DEFAULTS, **given}
+    settings = {**DEFAULTS, **given}
+    if settings["weights_suffix"] not in (".safetensors", ".ckpt"):
+        raise ValueError(f"training.weights_suffix is '{settings['weights_suffix']}'; known: .safetensors, .ckpt")
+    for key in ("max_steps", "accumulate", "save_every"):
+        if not isinstance(settings[key], int) or settings[key] < 1:
+            raise ValueError(f"training.{key} is {settings[key]!r}; a whole number from 1 is expected")
+    late = [step for step in settings["keep_at"] if not 1 <= step <= settings["max_steps"]]
+    if late:
+        raise ValueError(f"training.keep_at names step {late[0]}, but the run has steps 1 to {settings['max_steps']}")
+    return settings
 
 
 def choose_precision(name: str) -> str:
@@ -95,68 +106,38 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
         OmegaConf.save(config, folder / "config.yaml")
     precision = choose_precision(settings["precision"])
     pl.seed_everything(settings["seed"], verbose=False)
+    logger.info(estimate(config))
     model = instantiate_from_config(config["model"])
     model.run_seed = settings["seed"]
-    model.to(memory_format=torch.channels_last)
-    data = _data(config, settings, model, logs, last)
+    if torch.cuda.is_available():  # on a CPU, group norm's backward is several times slower in that layout
+        model.to(memory_format=torch.channels_last)
+    data = build_data(config, settings, model, logs, last)
     stop = StopOnSignal()
-    trainer = _trainer(config, settings, folder, precision, stop)
+    trainer = _trainer(config, settings, folder, precision, stop, data)
     trainer.fit(model, datamodule=data, ckpt_path=None if last is None else str(last), weights_only=False)
     if trainer.global_step < settings["max_steps"]:
         logger.warning("stopped at step %d; go on with --resume %s", trainer.global_step, folder)
     return folder
 
 
-def _data(config: DictConfig, settings: dict[str, Any], model: Any, logs: Path, last: Path | None) -> Any:
-    data = instantiate_from_config(config["data"])
-    if settings["cache_latents"]:
-        stage = model.first_stage_model
-        key = json.dumps(
-            {
-                "data": OmegaConf.to_container(config["data"]["params"]["train"], resolve=True),
-                "first_stage": _hash_of(stage),
-            },
-            sort_keys=True,
-        )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        stage.to(device).eval()
-
-        def encode(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            posterior = stage.encode(x.to(device))
-            return posterior.mean.float(), posterior.logvar.float()
-
-        data.dataset = cached(data.dataset, encode, logs / "cache", key, num_workers=data.num_workers)
-        data.num_workers = 0
-    data.total_batches = settings["max_steps"] * settings["accumulate"]
-    if last is not None:
-        done = read_checkpoint(last).metadata.get("global_step", 0)
-        data.start_batch = int(done) * settings["accumulate"]
-    return data
-
-
-def _hash_of(module: torch.nn.Module) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _trainer(
-    config: DictConfig, settings: dict[str, Any], folder: Path, precision: str, stop: StopOnSignal
+    config: DictConfig, settings: dict[str, Any], folder: Path, precision: str, stop: StopOnSignal, data: Any
 ) -> pl.Trainer:
     metadata = {"config": OmegaConf.to_container(OmegaConf.create({"model": config["model"]}), resolve=True)}
     metadata["config"]["model"]["params"] = _inference_params(metadata["config"]["model"]["params"])
     if settings["edit_defaults"]:
         metadata["edit_defaults"] = settings["edit_defaults"]
+    if getattr(data, "recipe", None):
+        metadata["recipe"] = data.recipe
     keep_at = settings["keep_at"] or [settings["max_steps"]]
     callbacks: list[pl.Callback] = [
-        Checkpoints(folder / "checkpoints", keep_at, settings["save_every"], metadata),
+        Checkpoints(folder / "checkpoints", keep_at, settings["save_every"], metadata, settings["weights_suffix"]),
         TQDMProgressBar(refresh_rate=settings["log_every"]),
+        MemoryUsed(),
         stop,
     ]
+    if settings["validate_every"]:
+        callbacks.append(Validation(data, settings["validate_every"]))
     if settings["sheet_every"]:
         drawer = instantiate_from_config(settings["sheet"])
         callbacks.append(Sheets(folder / "images", settings["sheet_every"], drawer))
@@ -196,6 +177,10 @@ def _inference_params(params: dict[str, Any]) -> dict[str, Any]:
         "dropout_both",
         "t_power",
         "change_weight",
+        "reg_weight",
+        "offset_noise",
+        "min_snr_gamma",
+        "unet_trainable",
     }
     kept = {key: value for key, value in params.items() if key not in training}
     for value in kept.values():

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ldm.data.images import to_images
+from ldm.data.images import open_rgb, to_images
+from ldm.data.instructions import INSTANCE_TEMPLATES, REGULARIZATION_TEMPLATES, fill
+from ldm.data.pairs import find_pairs, read_manifest
 from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import GuidedDenoiser
 from ldm.diffusion.samplers import dpmpp_2m, noise_source
 from ldm.diffusion.schedule import karras_sigmas
+from ldm.inference.edit_job import find_photos
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.pair_maker import small
+from ldm.inference.sheets import contact_sheet
 from ldm.spriteworld.scene import draw, random_scene
 from ldm.spriteworld.sheets import grid
 
@@ -84,3 +90,51 @@ class TextSheet:
         z = dpmpp_2m(denoise, noise_source(start, generators)() * sigmas[0], sigmas)
         pictures = to_images(model.decode_first_stage(z))
         return grid([pictures[i : i + self.seeds] for i in range(0, len(pictures), self.seeds)])
+
+
+class SubjectSheet:
+    """Pictures of the source class to the left, then edited into the subject (with the identifier) and into the plain
+    class (without it)."""
+
+    def __init__(
+        self,
+        pictures: str,
+        identifier: str,
+        class_word: str | None = None,
+        source_word: str | None = None,
+        settings: dict[str, Any] | None = None,
+        rows: int = 4,
+        cell: int = 128,
+    ):
+        """pictures: a folder of regularization pairs, whose inputs are edited, or of any pictures; class_word,
+        source_word: default the manifest's; settings: of the edits, see ``EditSettings``; rows: how many pictures.
+
+        Raises FileNotFoundError or ValueError for what is missing.
+        """
+        folder = Path(pictures)
+        manifest = read_manifest(folder)
+        self.class_word = class_word or manifest.get("class_word")
+        if not self.class_word:
+            raise ValueError(f"'{folder}' has no manifest that says the class_word; give dataset.class_word")
+        try:
+            known = [(pair.input, pair.source_word) for pair in find_pairs(folder)]
+        except FileNotFoundError:
+            known = [(path, None) for path in find_photos([str(folder)])]
+        chosen = [known[i * len(known) // min(rows, len(known))] for i in range(min(rows, len(known)))]
+        self.words = [word or source_word or "picture" for _, word in chosen]
+        self.settings = EditSettings(**(settings or {})).checked()
+        self.pictures = [small(open_rgb(path), self.settings.resolution) for path, _ in chosen]
+        self.identifier, self.cell = identifier, cell
+
+    def __call__(self, model: Any) -> Image.Image:
+        """Return the sheet. model: a LatentDiffusion that edits."""
+        editor = ImageEditor(model)
+        rows = []
+        for picture, word in zip(self.pictures, self.words, strict=True):
+            texts = [
+                fill(template, self.identifier, self.class_word, word)
+                for template in (INSTANCE_TEMPLATES[0], REGULARIZATION_TEMPLATES[0])
+            ]
+            rows.append([picture, *editor.edit(picture, texts, self.settings, [0])])
+        columns = ["input", f"a {self.identifier} {self.class_word}", f"a {self.class_word}"]
+        return contact_sheet(rows, column_labels=columns, cell=self.cell)

@@ -1,0 +1,101 @@
+"""One random draw for both pictures of a pair: the same flip, the same scale, the same crop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ldm.data.images import LANCZOS
+
+CROPS = ("random", "center")
+
+
+@dataclass(frozen=True)
+class View:
+    """What is seen of a pair: mirrored or not, and the part of the picture as shares of its sides."""
+
+    flip: bool
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class JointCrop:
+    """Draws views and applies them. A picture is cropped, never squashed."""
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        min_resize: int | None = None,
+        max_resize: int | None = None,
+        crop: str = "center",
+        flip: float = 0.5,
+    ):
+        """size: of the result in pixels, a side or (width, height). min_resize, max_resize: the picture covers a
+        frame between so many and so many pixels (of the shorter side) before ``size`` is cut out of it; default
+        ``size`` itself. crop: "random" or "center". flip: share of mirrored pairs.
+
+        Raises ValueError for a frame smaller than the crop, or shares outside 0 to 1.
+        """
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        short = min(self.size)
+        self.min_resize, self.max_resize = min_resize or short, max_resize or max(min_resize or 0, short)
+        if min(self.size) < 8:
+            raise ValueError(f"size is {size}; at least 8 pixels are needed")
+        if not short <= self.min_resize <= self.max_resize:
+            raise ValueError(
+                f"min_resize {self.min_resize} and max_resize {self.max_resize} must rise from the size, {short}"
+            )
+        if crop not in CROPS:
+            raise ValueError(f"unknown crop '{crop}'; known: {', '.join(CROPS)}")
+        if not 0 <= flip <= 1:
+            raise ValueError(f"flip is {flip}; a share from 0 to 1 is expected")
+        self.crop, self.flip = crop, flip
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a pair has one view only (and its mirror): then its latents can be kept."""
+        return self.crop == "center" and self.min_resize == self.max_resize
+
+    def draw(self, aspect: float, rng: np.random.Generator, flip: bool | None = None) -> View:
+        """Return a view of pictures whose width is ``aspect`` times their height. flip: None to draw it."""
+        u = rng.random(4)
+        wanted = self.size[0] / self.size[1]
+        width, height = (wanted / aspect, 1.0) if aspect > wanted else (1.0, aspect / wanted)
+        zoom = min(self.size) / (self.min_resize + u[0] * (self.max_resize - self.min_resize))
+        width, height = width * zoom, height * zoom
+        x, y = (u[1], u[2]) if self.crop == "random" else (0.5, 0.5)
+        mirrored = bool(u[3] < self.flip) if flip is None else flip
+        return View(mirrored, x * (1 - width), y * (1 - height), width, height)
+
+    def apply(self, image: Image.Image, view: View) -> Image.Image:
+        """Return the part of the picture that the view shows, at ``size``."""
+        box = (
+            view.left * image.width,
+            view.top * image.height,
+            (view.left + view.width) * image.width,
+            (view.top + view.height) * image.height,
+        )
+        whole = image.size == self.size and box == (0, 0, *image.size)
+        result = image if whole else image.resize(self.size, LANCZOS, box=box)
+        return result.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else result
+
+
+def to_common_aspect(a: Image.Image, b: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """Return both pictures cropped in the centre to one aspect ratio, that of the narrower and the flatter of them.
+
+    The edit of a photo may be a few pixels off its shape, as upstream's is: cut to its working size in the centre.
+    """
+    aspect = min(a.width / a.height, b.width / b.height)
+    return _narrowed(a, aspect), _narrowed(b, aspect)
+
+
+def _narrowed(image: Image.Image, aspect: float) -> Image.Image:
+    width = round(image.height * aspect)
+    if width >= image.width:
+        return image
+    left = (image.width - width) // 2
+    return image.crop((left, 0, left + width, image.height))

@@ -1,0 +1,41 @@
+"""Instructions for personalising, from templates with {identifier}, {class_word} and {source_word}."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+
+FIELDS = ("identifier", "class_word", "source_word")
+
+# Upstream's single line first; the paraphrases say the same.
+INSTANCE_TEMPLATES = ("replace the {source_word} with a {identifier} {class_word}",)
+REGULARIZATION_TEMPLATES = ("replace the {source_word} with a {class_word}",)
+REVERSE_TEMPLATE = "replace the {class_word} with a {source_word}"
+
+
+def check_templates(templates: Sequence[str], needs: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the templates; raise ValueError for none, an unknown {field}, or one that lacks a field it needs."""
+    if isinstance(templates, str) or not templates:
+        raise ValueError(f"templates must be a list of at least one sentence, found {templates!r}")
+    for template in templates:
+        try:
+            found = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"template {template!r} cannot be read: {error}") from error
+        unknown = sorted(found - set(FIELDS))
+        if unknown:
+            raise ValueError(f"template '{template}' has the unknown field {{{unknown[0]}}}; known: {', '.join(FIELDS)}")
+        for name in needs:
+            if name not in found:
+                raise ValueError(f"template '{template}' lacks {{{name}}}")
+    return tuple(templates)
+
+
+def fill(template: str, identifier: str = "", class_word: str = "", source_word: str = "") -> str:
+    """Return the sentence, single-spaced, so that an empty identifier leaves no gap.
+
+    >>> fill(INSTANCE_TEMPLATES[0], "sks", "dog", "wolf")
+    'replace the wolf with a sks dog'
+    """
+    text = template.format(identifier=identifier, class_word=class_word, source_word=source_word)
+    return " ".join(text.split())

@@ -1,0 +1,139 @@
+"""A whole dataset of pairs, as ``generate_dataset.py`` asks for it: what is read, checked, planned, made."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from ldm.checkpoint import read_checkpoint
+from ldm.config import load_config, nearest
+from ldm.inference.edit_job import find_photos
+from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.gates import Gates
+from ldm.inference.pair_maker import PairMaker
+from ldm.inference.pair_plan import (
+    Planned,
+    check_words,
+    plan_instance,
+    plan_regularization,
+    plan_round_trips,
+    readable,
+)
+
+logger = logging.getLogger(__name__)
+
+FEW_PHOTOS = 3
+
+
+def process_place() -> tuple[int, int]:
+    """Return (rank, number of processes) as torchrun or SLURM say it; (0, 1) alone. Raises ValueError for nonsense."""
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and world in os.environ:
+            place, number = int(os.environ[rank]), int(os.environ[world])
+            if not 0 <= place < number:
+                raise ValueError(f"{rank}={place} and {world}={number} in the environment do not fit together")
+            return place, number
+    return 0, 1
+
+
+def reg_folders(given: list[str] | None, source_words: list[str]) -> dict[str, list[Path]]:
+    """Return the pictures of each source word from ``WORD=FOLDER`` arguments (or one FOLDER for one word).
+
+    Raises ValueError for a word that is no source word.
+    """
+    found: dict[str, list[Path]] = {}
+    for text in given or []:
+        word, sign, folder = text.partition("=")
+        if not sign:
+            if len(source_words) != 1 or len(given) != 1:
+                raise ValueError(f"'{text}': with several source words say whose pictures these are, WORD=FOLDER")
+            word, folder = source_words[0], text
+        if word not in source_words:
+            raise ValueError(f"'{word}' in '{text}' is no source word{nearest(word, source_words)}")
+        pictures, bad = readable(find_photos([folder]))
+        _report(bad)
+        found.setdefault(word, []).extend(pictures)
+    return found
+
+
+def plan_dataset(args: argparse.Namespace) -> list[Planned]:
+    """Return the whole plan of a parsed command line. Raises FileNotFoundError or ValueError for what is wrong."""
+    check_words(args.class_word, args.source_words)
+    for name in ("num_reg", "per_photo", "batch_size"):
+        least = 0 if name == "num_reg" else 1
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least {least} is expected")
+    photos, bad = readable(find_photos(args.photos))
+    _report(bad)
+    if len(photos) < FEW_PHOTOS:
+        logger.warning("%d photo(s): three to five, or more, teach a subject better", len(photos))
+    if len(args.source_words) > len(photos) * args.per_photo:
+        logger.warning("%d source words for %d photos", len(args.source_words), len(photos))
+    plan = plan_instance(photos, args.source_words, args.per_photo, args.seed)
+    pictures = reg_folders(args.reg_photos, args.source_words)
+    if not args.num_reg:
+        return plan
+    if pictures:
+        return plan + plan_regularization(pictures, args.num_reg, args.seed)
+    others = photos
+    if args.class_photos:
+        others, bad = readable(find_photos(args.class_photos))
+        _report(bad)
+    return plan + plan_round_trips(others, args.source_words, args.num_reg, args.seed)
+
+
+def make_dataset(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
+    """Do what the command line asks for; return the folder, and the manifest if every pair is there."""
+    rank, world = process_place()
+    plan = plan_dataset(args)
+    checkpoint = read_checkpoint(args.ckpt)
+    settings, gates = _settings(args, checkpoint.metadata)
+    editor = ImageEditor.from_checkpoint(checkpoint, None, args.vae_ckpt, args.weights, args.device, args.precision)
+    maker = PairMaker(editor, args.class_word, Path(args.output), settings, gates, args.batch_size)
+    with tqdm(total=len(plan[rank::world]), unit="pair", disable=None) as bar:
+        manifest = maker.run(plan, rank, world, bar.update)
+    if manifest is not None:
+        for note in manifest["set_aside"]:
+            logger.warning(
+                "pair %s of %s (%s) was set aside: %s", note["id"], note["folder"], note["photo"], note["set_aside"]
+            )
+        if not any(pair["folder"] == "training" for pair in manifest["pairs"]):
+            raise ValueError(
+                f"no instance pair passed the gates ({manifest['set_aside'][0]['set_aside']}); try another "
+                "--cfg-text, --cfg-image or source word, and look at one with edit.sh"
+            )
+    return Path(args.output), manifest
+
+
+def _settings(args: argparse.Namespace, metadata: dict[str, Any]) -> tuple[EditSettings, Gates]:
+    config = OmegaConf.to_container(load_config(args.config), resolve=True)
+    unknown = set(config) - {"settings", "gates"}
+    if unknown:
+        raise ValueError(f"unknown key '{sorted(unknown)[0]}' in {args.config}; known: settings, gates")
+    known = {"gates": [f.name for f in fields(Gates)], "settings": [f.name for f in fields(EditSettings)]}
+    for section, names in known.items():
+        for key in config.get(section) or {}:
+            if key not in names:
+                raise ValueError(f"unknown key '{section}.{key}' in {args.config}{nearest(key, names)}")
+    chosen = {
+        "text_scale": args.cfg_text,
+        "image_scale": args.cfg_image,
+        "steps": args.steps,
+        "sampler": args.sampler,
+        "resolution": args.resolution,
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    settings = EditSettings.of_checkpoint(metadata, **{**(config.get("settings") or {}), **chosen})
+    return settings, Gates(**(config.get("gates") or {}))
+
+
+def _report(bad: list[str]) -> None:
+    for line in bad:
+        logger.warning("%s (left out)", line)

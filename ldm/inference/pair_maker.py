@@ -1,0 +1,272 @@
+"""PairMaker: the frozen editor run in reverse over photos of the subject, and forward over other pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ldm.checkpoint import replacing
+from ldm.data import images
+from ldm.data.instructions import REGULARIZATION_TEMPLATES, REVERSE_TEMPLATE, fill
+from ldm.data.pairs import MANIFEST
+from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.gates import Gates, judge
+from ldm.inference.pair_plan import INSTANCE, REGULARIZATION, Planned, picture_hash
+from ldm.inference.sheets import contact_sheet
+
+logger = logging.getLogger(__name__)
+
+NOTES = ".progress"  # one note for each finished pair: what makes stopping and going on possible
+SHEET = "contact-sheet.png"
+
+
+@dataclass
+class _Made:
+    """A picture that passed, or the last one that did not, with how it was made."""
+
+    image: Image.Image
+    record: dict[str, Any]
+    reason: str
+
+
+class PairMaker:
+    """Makes the pairs of a plan, in batches, each until it passes the gates or its attempts are used up.
+
+    A pair depends on its photo, sentence, seed, settings and checkpoint alone: stopped and started again, or shared
+    between processes, the same files come out.
+    """
+
+    def __init__(
+        self,
+        editor: ImageEditor,
+        class_word: str,
+        output: Path,
+        settings: EditSettings,
+        gates: Gates,
+        batch_size: int = 1,
+    ):
+        """output: the dataset's folder. Raises ValueError if it holds pairs made in another way."""
+        self.editor, self.class_word, self.output = editor, class_word, output
+        self.settings, self.gates, self.batch_size = settings.checked(), gates, batch_size
+        self.key = {
+            "class_word": class_word,
+            "checkpoint": Path(editor.checkpoint).name,
+            "checkpoint_hash": editor.checkpoint_hash,
+            "precision": editor.precision,
+            "settings": asdict(self.settings),
+            "gates": asdict(gates),
+        }
+        self._hashes: dict[Path, str] = {}
+        self._check_output()
+
+    def _check_output(self) -> None:
+        path = self.output / NOTES / "settings.json"
+        wanted = json.loads(json.dumps(self.key))
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            other = [name for name in wanted if found.get(name) != wanted[name]]
+            if other:
+                raise ValueError(
+                    f"'{self.output}' holds pairs made with another {', '.join(other)}; choose another --output, "
+                    "or delete it to make them anew"
+                )
+        elif any((self.output / folder).is_dir() for folder in (INSTANCE, REGULARIZATION)):
+            raise ValueError(f"'{self.output}' holds pairs that were not made here; choose another --output")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_json(path, wanted)
+
+    def run(
+        self, plan: Sequence[Planned], rank: int = 0, world: int = 1, progress: Callable[[int], None] | None = None
+    ) -> dict[str, Any] | None:
+        """Make this process' share of the plan; return the manifest if the whole plan is done, else None.
+
+        progress: called with the number of pairs just finished (those of an earlier run first).
+        """
+        share = list(plan)[rank::world]
+        missing = [pair for pair in share if self._note(pair) is None]
+        if progress is not None:
+            progress(len(share) - len(missing))
+        for batch in self._batches(missing):
+            self._make(batch)
+            if progress is not None:
+                progress(len(batch))
+        notes = [self._note(pair) for pair in plan]
+        if any(note is None for note in notes):
+            return None
+        return self._finish(notes)
+
+    def _note_path(self, pair: Planned) -> Path:
+        return self.output / NOTES / f"{pair.folder}-{pair.id}.json"
+
+    def _note(self, pair: Planned) -> dict[str, Any] | None:
+        path = self._note_path(pair)
+        if not path.is_file():
+            return None
+        note = json.loads(path.read_text(encoding="utf-8"))
+        same = (note["photo_hash"], note["seed"], note["source_word"], note["direction"]) == (
+            self._hash(pair.photo),
+            pair.seed,
+            pair.source_word,
+            pair.direction,
+        )
+        if not same:
+            raise ValueError(
+                f"'{self.output}' was begun from other photos, source words or seeds (pair {pair.id} of "
+                f"{pair.folder}); choose another --output, or delete it"
+            )
+        return note
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = picture_hash(path)
+        return self._hashes[path]
+
+    def _batches(self, plan: list[Planned]) -> Iterator[list[tuple[Planned, Image.Image]]]:
+        """Yield pairs whose photos have one working size, at most batch_size of them."""
+        batch: list[tuple[Planned, Image.Image]] = []
+        for pair in plan:
+            photo = small(images.open_rgb(pair.photo), self.settings.resolution)
+            if batch and (len(batch) >= self.batch_size or photo.size != batch[0][1].size):
+                yield batch
+                batch = []
+            batch.append((pair, photo))
+        if batch:
+            yield batch
+
+    def _make(self, batch: list[tuple[Planned, Image.Image]]) -> None:
+        photos = [photo for _, photo in batch]
+        first = [self._sentence(pair, pair.direction != "forward") for pair, _ in batch]
+        made = self._edited(photos, first, [pair.seed for pair, _ in batch])
+        again = [i for i, (pair, _) in enumerate(batch) if pair.direction == "round trip" and not made[i].reason]
+        seconds = self._edited(
+            [made[i].image for i in again],
+            [self._sentence(batch[i][0], False) for i in again],
+            [batch[i][0].seed + 1_000_000 for i in again],
+        )
+        answers = dict(zip(again, seconds, strict=True))
+        for i, (pair, _) in enumerate(batch):
+            self._write(pair, made[i], answers.get(i))
+
+    def _sentence(self, pair: Planned, reverse: bool) -> str:
+        template = REVERSE_TEMPLATE if reverse else REGULARIZATION_TEMPLATES[0]
+        return fill(template, class_word=self.class_word, source_word=pair.source_word)
+
+    def _edited(self, photos: list[Image.Image], sentences: list[str], seeds: list[int]) -> list[_Made]:
+        """Edit pictures of one size, those that a gate refuses again with other seeds and scales."""
+        done: list[_Made | None] = [None] * len(photos)
+        scales = [(self.settings.text_scale, self.settings.image_scale)] * len(photos)
+        todo = list(range(len(photos)))
+        for attempt in range(self.gates.attempts):
+            refused = []
+            for text, image in dict.fromkeys(scales[i] for i in todo):
+                group = [i for i in todo if scales[i] == (text, image)]
+                settings = replace(self.settings, text_scale=text, image_scale=image)
+                chosen = [seeds[i] + 10_000_000 * attempt for i in group]
+                results = self.editor.edit([photos[i] for i in group], [sentences[i] for i in group], settings, chosen)
+                for i, seed, result in zip(group, chosen, results, strict=True):
+                    verdict = judge(photos[i], result, self.gates)
+                    record = {
+                        "instruction": sentences[i],
+                        "seed": seed,
+                        "text_scale": round(text, 4),
+                        "image_scale": round(image, 4),
+                        "attempt": attempt + 1,
+                        "gates": verdict.figures,
+                    }
+                    done[i] = _Made(result, record, verdict.reason)
+                    if verdict.reason:
+                        refused.append(i)
+                        scales[i] = self._other_scales(text, image, verdict.reason)
+            todo = sorted(refused)
+            if not todo:
+                break
+        return [made for made in done if made is not None]
+
+    def _other_scales(self, text: float, image: float, reason: str) -> tuple[float, float]:
+        if reason == "unchanged":
+            return text * self.gates.step, image
+        if reason == "destroyed":
+            return text, image * self.gates.step
+        return text, image
+
+    def _write(self, pair: Planned, first: _Made, second: _Made | None) -> None:
+        note = {
+            "id": pair.id,
+            "folder": pair.folder,
+            "direction": pair.direction,
+            "photo": pair.photo.name,
+            "photo_hash": self._hash(pair.photo),
+            "source_word": pair.source_word,
+            "seed": pair.seed,
+            "made": [first.record] + ([second.record] if second else []),
+        }
+        reason = first.reason or (second.reason if second else "")
+        if reason:
+            note["set_aside"] = reason
+        else:
+            folder = self.output / pair.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            as_taken = {"reverse": "1", "forward": "0"}.get(pair.direction)
+            if as_taken is not None:
+                _copy(pair.photo, folder / f"{pair.id}_{as_taken}{pair.photo.suffix.lower()}")
+            made = {"reverse": "0", "forward": "1", "round trip": "0"}[pair.direction]
+            images.save_image(first.image, folder / f"{pair.id}_{made}.png")
+            if second is not None:
+                images.save_image(second.image, folder / f"{pair.id}_1.png")
+        _write_json(self._note_path(pair), note)
+
+    def _finish(self, notes: list[dict[str, Any]]) -> dict[str, Any]:
+        manifest = {
+            "version": 1,
+            **self.key,
+            "source_words": list(dict.fromkeys(note["source_word"] for note in notes)),
+            "pairs": [note for note in notes if "set_aside" not in note],
+            "set_aside": [note for note in notes if "set_aside" in note],
+        }
+        _write_json(self.output / MANIFEST, manifest)
+        for folder in (INSTANCE, REGULARIZATION):
+            sheet = sheet_of(self.output, [pair for pair in manifest["pairs"] if pair["folder"] == folder])
+            if sheet is not None:
+                images.save_image(sheet, self.output / f"{folder}-{SHEET}")
+        return manifest
+
+
+def small(photo: Image.Image, resolution: int) -> Image.Image:
+    """Return the photo no larger than the model's working resolution, in its own shape."""
+    factor = resolution / max(photo.size)
+    if factor >= 1:
+        return photo
+    return images.resize(photo, tuple(max(1, round(side * factor)) for side in photo.size))
+
+
+def sheet_of(output: Path, notes: list[dict[str, Any]], limit: int = 32, columns: int = 4) -> Image.Image | None:
+    """Return a sheet of pairs, input and edited side by side, several to a row; None for no pairs."""
+    if not notes:
+        return None
+    rows: list[list[Image.Image | None]] = []
+    for k, note in enumerate(notes[:limit]):
+        if k % columns == 0:
+            rows.append([])
+        sides = [next((output / note["folder"]).glob(f"{note['id']}_{side}.*")) for side in "01"]
+        rows[-1] += [images.open_rgb(path) for path in sides]
+    shown = f"the first {limit} of {len(notes)}" if len(notes) > limit else f"{len(notes)}"
+    title = f"{shown} pairs of {notes[0]['folder']}/: input, edited"
+    return contact_sheet(rows, column_labels=["input", "edited"] * columns, title=title, cell=128)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

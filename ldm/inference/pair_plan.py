@@ -1,0 +1,95 @@
+"""Which pairs a dataset is to have: every photo in reverse, and regularization pairs beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.data.images import open_rgb
+
+INSTANCE, REGULARIZATION = "training", "regularization"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One pair to make.
+
+    direction: "reverse" (the photo is the edited side; its input is made), "forward" (the photo is the input; its
+    edited side is made) or "round trip" (a class photo is edited in reverse, and that forward again).
+    """
+
+    folder: str
+    id: str
+    photo: Path
+    direction: str
+    source_word: str
+    seed: int
+
+
+def check_words(class_word: str, source_words: Sequence[str]) -> None:
+    """Raise ValueError for empty words, or a source word that is the class word."""
+    if not class_word.strip():
+        raise ValueError("the class word is empty; say what the subject is, like --class-word dog")
+    if not source_words or any(not word.strip() for word in source_words):
+        raise ValueError("a source word is missing; name what the subject is to replace, like --source-words wolf")
+    for word in source_words:
+        if word.strip().lower() == class_word.strip().lower():
+            raise ValueError(
+                f"the source word '{word}' is the class word; choose another class, such as a wolf for a dog"
+            )
+    if len(set(source_words)) < len(source_words):
+        raise ValueError(f"a source word is named twice: {', '.join(source_words)}")
+
+
+def readable(photos: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the photos that can be read, and a line for each that cannot. Raises ValueError if none can."""
+    good, bad = [], []
+    for path in photos:
+        try:
+            open_rgb(path)
+            good.append(path)
+        except ValueError as error:
+            bad.append(str(error))
+    if not good:
+        raise ValueError(f"none of the {len(photos)} pictures can be read: {bad[0]}")
+    return good, bad
+
+
+def plan_instance(photos: Sequence[Path], source_words: Sequence[str], per_photo: int, seed: int) -> list[Planned]:
+    """Return ``per_photo`` reverse edits of every photo for every source word."""
+    wanted = [(p, w, k) for p in photos for w in source_words for k in range(per_photo)]
+    digits = len(str(max(0, len(wanted) - 1)))
+    return [
+        Planned(INSTANCE, f"{i:0{digits}d}", photo, "reverse", word, seed + i)
+        for i, (photo, word, _) in enumerate(wanted)
+    ]
+
+
+def plan_regularization(pictures: Mapping[str, Sequence[Path]], number: int, seed: int) -> list[Planned]:
+    """Return ``number`` forward pairs from pictures of each source word's class: the classes in turn, then their
+    pictures, each time with another seed."""
+    words, digits = list(pictures), len(str(max(0, number - 1)))
+    plan = []
+    for i in range(number):
+        turn, which = divmod(i, len(words))
+        photo = pictures[words[which]][turn % len(pictures[words[which]])]
+        plan.append(Planned(REGULARIZATION, f"{i:0{digits}d}", photo, "forward", words[which], seed + 100_000 + i))
+    return plan
+
+
+def plan_round_trips(photos: Sequence[Path], source_words: Sequence[str], number: int, seed: int) -> list[Planned]:
+    """Return ``number`` regularization pairs whose inputs, too, are made: class photos edited in reverse."""
+    digits = len(str(max(0, number - 1)))
+    plan = []
+    for i in range(number):
+        turn, place = divmod(i, len(photos))
+        word = source_words[(place + turn) % len(source_words)]
+        plan.append(Planned(REGULARIZATION, f"{i:0{digits}d}", photos[place], "round trip", word, seed + 100_000 + i))
+    return plan
+
+
+def picture_hash(path: Path) -> str:
+    """Return 16 hex digits of a file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

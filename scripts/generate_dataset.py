@@ -1,0 +1,73 @@
+"""Make the pairs that teach an editor one subject: its photos edited in reverse, and regularization pairs."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ldm import cli  # noqa: E402
+
+WORLD = ROOT / "data" / "spriteworld"
+SHIPPED = {
+    "ckpt": WORLD / "editor.safetensors",
+    "config": ROOT / "configs" / "spriteworld" / "pairs.yaml",
+    "photos": [str(WORLD / "subjects" / "biscuit")],
+    "class_word": "dog",
+    "source_words": ["wolf"],
+    "reg_photos": [f"wolf={WORLD / 'pictures' / 'wolf'}"],
+    "output": ROOT / "logs" / "pairs" / "biscuit",
+}
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(prog="generate_dataset.py", description=__doc__, allow_abbrev=False)
+    p.add_argument("--photos", nargs="+", help="the subject's photos: files, folders or globs")
+    p.add_argument("--class-word", help="what the subject is, like dog")
+    p.add_argument("--source-words", nargs="+", help="what it is to replace, like wolf; several take turns")
+    p.add_argument("--output", help="folder for training/, regularization/, manifest.json and contact sheets")
+    p.add_argument("--ckpt", help="InstructPix2Pix: .ckpt, .safetensors or a diffusers folder")
+    p.add_argument("--reg-photos", nargs="+", metavar="WORD=DIR", help="pictures of each source class")
+    p.add_argument("--class-photos", nargs="+", help="without --reg-photos: pictures of the class; default: --photos")
+    p.add_argument("--num-reg", type=int, default=200, help="regularization pairs (default 200)")
+    p.add_argument("--per-photo", type=int, default=1, help="instance pairs per photo and source word (default 1)")
+    p.add_argument("--config", help="YAML with the edit's settings and the gates' thresholds")
+    p.add_argument("--cfg-text", type=float, help="text guidance scale")
+    p.add_argument("--cfg-image", type=float, help="image guidance scale")
+    p.add_argument("--steps", type=int)
+    p.add_argument("--sampler")
+    p.add_argument("--resolution", type=int, help="working size of the longer side")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--batch-size", type=int, default=1)
+    p.add_argument("--vae-ckpt", help="take the first stage from this file instead")
+    p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"))
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
+    args = p.parse_args()
+    if args.photos is None and args.ckpt is None:
+        for name, value in SHIPPED.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+        logging.getLogger().setLevel(logging.INFO)
+    missing = [name for name in ("photos", "class_word", "source_words", "output", "ckpt") if not getattr(args, name)]
+    if missing:
+        p.error(f"--{missing[0].replace('_', '-')} is needed (or no --photos and no --ckpt: the sprite world's)")
+    args.config = args.config or ROOT / "configs" / "stable-diffusion" / "v1-pairs.yaml"
+    return args
+
+
+def main() -> int:
+    args = parse()
+    from ldm.inference.dataset_job import make_dataset
+
+    folder, manifest = make_dataset(args)
+    if manifest is None:
+        logging.info("this process' share is done; the manifest is written when the others are, too")
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "generate_dataset.py")
