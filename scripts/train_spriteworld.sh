@@ -27,7 +27,7 @@ stage() {
   mv "$data/$shipped.safetensors.tmp" "$data/$shipped.safetensors"
 }
 
-stage first-stage configs/spriteworld/first-stage.yaml "${STEPS_FIRST_STAGE:-60000}" first-stage
+stage first-stage configs/spriteworld/first-stage.yaml "${STEPS_FIRST_STAGE:-3600}" first-stage
 scale="$("$python" scripts/spriteworld.py scale)"
 [ -f "$data/recogniser-grey.safetensors" ] || "$python" scripts/spriteworld.py recogniser
 stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-20000}" text-to-image "model.params.scale_factor=$scale"

@@ -17,7 +17,7 @@ from ldm.evaluation import spriteworld as world
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.build import config_for
-from ldm.spriteworld.recogniser import accuracy, load_recogniser, save_recogniser, train_recogniser
+from ldm.spriteworld.recogniser import accuracy, load_recogniser, save_recogniser, train_recognisers
 from ldm.spriteworld.scene import ANIMALS, PLACES, STYLES, SUBJECTS, draw, random_scene, subject_scene
 from ldm.spriteworld.sheets import grid
 
@@ -48,9 +48,9 @@ def make_recognisers(data: Path, steps: int) -> dict[str, dict[str, float]]:
     stage = data / "first-stage.safetensors"
     reconstruct = reconstruction_of(stage) if stage.is_file() else None
     found = {}
-    for name, grey in (("recogniser", False), ("recogniser-grey", True)):
-        with tqdm(total=steps, desc=name, disable=None) as bar:
-            model = train_recogniser(steps, grey=grey, reconstruct=reconstruct, progress=lambda bar=bar: bar.update(1))
+    with tqdm(total=steps, desc="recognisers", disable=None) as bar:
+        models = train_recognisers(steps, reconstruct=reconstruct, progress=lambda: bar.update(1))
+    for name, model in zip(("recogniser", "recogniser-grey"), models, strict=True):
         found[name] = accuracy(model)
         if reconstruct is not None:
             found[name] |= {

@@ -114,7 +114,7 @@ class AutoencoderKL(pl.LightningModule):
             raise ValueError(
                 "training a first stage needs a lossconfig, such as ldm.modules.reconstruction.ReconstructionLoss"
             )
-        return make_optimizer(self.parameters(), self.learning_rate, self.optimizer_config, self.scheduler_config)
+        return make_optimizer(self.named_parameters(), self.learning_rate, self.optimizer_config, self.scheduler_config)
 
     @contextmanager
     def ema_scope(self):

@@ -257,7 +257,7 @@ class LatentDiffusion(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimiser of all that is to learn."""
-        return make_optimizer(self.parameters(), self.learning_rate, self.optimizer_config, self.scheduler_config)
+        return make_optimizer(self.named_parameters(), self.learning_rate, self.optimizer_config, self.scheduler_config)
 
     def export_state(self) -> dict[str, torch.Tensor]:
         """Return the weights to ship, averaged if there is an average, by their published names."""

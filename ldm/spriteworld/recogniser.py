@@ -89,38 +89,38 @@ def disturb(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return x + strength * torch.randn(x.shape, generator=generator)
 
 
-def train_recogniser(
+def train_recognisers(
     steps: int = 1200,
     batch_size: int = 48,
-    grey: bool = False,
     seed: int = 5,
     reconstruct: Callable[[torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[], None] | None = None,
-) -> Recogniser:
-    """Train on fresh renders and return the recogniser in evaluation mode.
+) -> tuple[Recogniser, Recogniser]:
+    """Train a recogniser and its colour-blind twin on the same fresh renders; return both in evaluation mode.
 
     reconstruct: a first stage's there and back; half of each batch is seen through it.
     """
     torch.manual_seed(seed)
-    model = Recogniser(list(SUBJECTS), grey)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    models = [Recogniser(list(SUBJECTS), grey).train() for grey in (False, True)]
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01) for model in models]
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, 2e-3, total_steps=steps) for o in optimizers]
     generator = torch.Generator().manual_seed(seed)
-    model.train()
     for step in range(steps):
         x, animal, subject = batch(seed, step * batch_size, batch_size)
         if reconstruct is not None:
             half = batch_size // 2
             x = torch.cat([x[:half], reconstruct(x[half:])])
-        a, s = model(disturb(x, generator))
-        loss = F.cross_entropy(a, animal) + F.cross_entropy(s, subject)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        x = disturb(x, generator)
+        for model, optimizer, schedule in zip(models, optimizers, schedules, strict=True):
+            a, s = model(x)
+            loss = F.cross_entropy(a, animal) + F.cross_entropy(s, subject)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
         if progress is not None:
             progress()
-    return model.eval()
+    return models[0].eval(), models[1].eval()
 
 
 @torch.no_grad()

@@ -260,19 +260,22 @@ def _apply_style(picture: Image.Image, style: str) -> Image.Image:
     return picture.convert("RGB", GRADES[style]) if style in GRADES else picture
 
 
-def draw(scene: Scene, size: int = 64, supersample: int = 4) -> Image.Image:
+def draw(scene: Scene, size: int = 64, supersample: int = 4, empty: bool = False) -> Image.Image:
     """Draw a scene: RGB, size x size pixels, the same bytes for the same scene everywhere.
 
     :param supersample: how many times larger the scene is drawn before it is averaged down.
+    :param empty: leave the animal and its shadow out.
     :raises ValueError: for an unknown animal, stance, facing, pattern, place, style or colour, naming the known ones.
     """
     _check(scene, size, supersample)
     side = size * supersample
     shape = figure(scene.animal, scene.pose.stance)
     picture, lights = paint(scene.place, scene.seed, side)
-    _cast_shadow(picture, scene.pose, shape, side)
-    ink, mask = _animal(scene, shape, side)
-    picture.paste(ink, mask=mask)
+    mask = Image.new("L", picture.size)
+    if not empty:
+        _cast_shadow(picture, scene.pose, shape, side)
+        ink, mask = _animal(scene, shape, side)
+        picture.paste(ink, mask=mask)
     picture = _apply_style(picture.reduce(supersample), scene.style)
     if scene.style == "night" and lights:
         colours, cover = glow(lights, side)

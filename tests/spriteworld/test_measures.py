@@ -1,13 +1,16 @@
 """Calibration: true pictures, copies of the input, noise and blur each get the figure they should."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ldm.data.images import to_tensor
 from ldm.evaluation.spriteworld import draw_edits, masks, pictures
 from ldm.spriteworld import measures as m
+from ldm.spriteworld.scene import draw
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +93,13 @@ def test_diversity_is_zero_for_one_colour_and_not_for_several(swaps):
     _, truth, _, will = swaps
     assert m.diversity(truth[:1].repeat(5, 1, 1, 1), will[:1].repeat(5, 1, 1, 1)) < 1e-2
     assert m.diversity(truth, will) > 5
+
+
+def test_an_incomplete_edit_keeps_the_sources_shape(swaps):
+    edits = draw_edits(40, 6, "class")
+    was, will = masks([e.source for e in edits]), masks([e.target for e in edits])
+    places = to_tensor([draw(e.source, empty=True) for e in edits])
+    recoloured = pictures([replace(e.source, coat=e.target.coat) for e in edits])
+    done = pictures([e.target for e in edits])
+    assert m.incomplete(done, places, was, will).mean() <= 0.05
+    assert m.incomplete(recoloured, places, was, will).mean() >= 0.9
