@@ -132,3 +132,46 @@ def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
             # the first stage calls its shortcut by another name than the UNet's residual blocks do
             return (new + name[len(old) :]).replace("conv_shortcut.", "nin_shortcut.")
     return name
+
+
+def to_diffusers(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Return published weights as the diffusers parts "unet", "vae" and "text_encoder", each by its own names.
+
+    The autoencoder's attention becomes linear; the text encoder keeps ``text_model.``, as published folders have it.
+    """
+    parts = {
+        prefix: {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        for prefix in (UNET, FIRST_STAGE, TEXT)
+    }
+    return {
+        "unet": _to_unet(parts[UNET]),
+        "vae": _to_vae(parts[FIRST_STAGE]),
+        "text_encoder": {name: tensor for name, tensor in parts[TEXT].items() if not name.endswith("position_ids")},
+    }
+
+
+def _to_unet(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    ops = sorted(int(m[1]) for m in (re.match(r"input_blocks\.(\d+)\.0\.op\.weight", name) for name in state) if m)
+    total = _numbers(state, r"input_blocks\.(\d+)\.")
+    levels = len(ops) + 1
+    per_level = (total - len(ops)) // levels
+    up = {n // (per_level + 1) for n in range((per_level + 1) * levels) if f"output_blocks.{n}.1.norm.weight" in state}
+    table = unet_table(levels, per_level, up)
+    renamed = {}
+    for name, tensor in state.items():
+        theirs = next((new + name[len(old) :] for old, new in table if name.startswith(old)), name)
+        renamed[theirs] = tensor
+    return renamed
+
+
+def _to_vae(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    levels = _numbers(state, r"encoder\.down\.(\d+)\.") + 1
+    per_level = _numbers(state, r"encoder\.down\.\d+\.block\.(\d+)\.") + 1
+    table = [(ours, names[0]) for ours, names in vae_table(levels, per_level)]
+    renamed = {}
+    for name, tensor in state.items():
+        theirs = next((new + name[len(old) :] for old, new in table if name.startswith(old)), name)
+        if ".attentions.0." in theirs and tensor.ndim == 4:
+            tensor = tensor[:, :, 0, 0]
+        renamed[theirs.replace("nin_shortcut.", "conv_shortcut.")] = tensor
+    return renamed

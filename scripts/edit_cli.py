@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 from ldm import cli  # noqa: E402
 
 SHIPPED = ROOT / "data" / "spriteworld" / "editor.safetensors"
+EXAMPLE = ROOT / "data" / "spriteworld" / "pictures" / "wolf" / "01.png"
 
 
 def parse() -> argparse.Namespace:
@@ -47,6 +48,9 @@ def parse() -> argparse.Namespace:
     p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
     p.add_argument("--show-recipe", metavar="FILE", help="print how a PNG was made, and stop")
     args = p.parse_args()
+    if len(sys.argv) == 1:
+        args.input, args.edit = [str(EXAMPLE)], ["replace the wolf with a dog"]
+        logging.info("no arguments: editing %s, “%s”", EXAMPLE.relative_to(ROOT), args.edit[0])
     if not args.show_recipe and not (args.input and args.edit):
         p.error("--input and --edit are needed (or --show-recipe FILE)")
     return args

@@ -1,4 +1,4 @@
-"""The sprite world: a sheet of it, a checkpoint's measures, the subjects' photos, its recogniser, its latent scale."""
+"""The sprite world: sheets of it, its photos and recognisers, and the measures of what lives in it."""
 
 import argparse
 import json
@@ -15,13 +15,18 @@ DATA = ROOT / "data" / "spriteworld"
 
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="spriteworld.py", description=__doc__, allow_abbrev=False)
-    p.add_argument("what", choices=("sheet", "measure", "photos", "recogniser", "scale"))
+    p.add_argument("what", choices=("sheet", "measure", "photos", "recogniser", "scale", "subject"))
     p.add_argument("--output", type=Path, help="sheet: a PNG; measure: a folder for the table and a sheet of edits")
     p.add_argument("--ckpt", type=Path, default=DATA / "editor.safetensors", help="measure: an editor or first stage")
     p.add_argument("--scenes", type=int, default=200, help="measure: fresh scenes per kind of edit")
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--run", type=Path, help="subject: the run folder that learned it")
+    p.add_argument("--subject", default="biscuit", help="subject: whose photos it learned from")
     p.add_argument("--steps", type=int, default=1200, help="recogniser: training steps")
-    return p.parse_args()
+    args = p.parse_args()
+    if args.what == "subject" and args.run is None:
+        p.error("subject needs --run, the run folder that learned it")
+    return args
 
 
 def main() -> int:
@@ -33,10 +38,14 @@ def main() -> int:
     elif args.what == "scale":
         print(f"{jobs.latent_scale(DATA / 'first-stage.safetensors'):.5f}")
     elif args.what == "photos":
-        for path in jobs.all_photos(DATA / "subjects"):
+        for path in jobs.all_photos(DATA):
             print(path)
     elif args.what == "recogniser":
         print(json.dumps(jobs.make_recognisers(DATA, args.steps), indent=2))
+    elif args.what == "subject":
+        from ldm.evaluation.subject_jobs import compare_subject
+
+        print(compare_subject(args.ckpt, args.run, args.subject, DATA, args.scenes, args.seed, args.output))
     else:
         print(jobs.measure_checkpoint(args.ckpt, DATA, args.scenes, args.seed, args.output))
     return 0

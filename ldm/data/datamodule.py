@@ -91,6 +91,9 @@ class PairDataModule(pl.LightningDataModule):
         """What the weights' file says of the data: the words, and a hash over the pictures."""
         subject = self.streams["instance"]
         words = {name: getattr(subject, name, None) for name in ("identifier", "class_word", "source_word")}
+        sources = dict.fromkeys(p.source_word for p in getattr(subject, "pairs", []) if getattr(p, "source_word", None))
+        if sources:
+            words["source_words"] = list(sources)
         counts = {f"{name}_pairs": len(stream.pairs) for name, stream in self.streams.items() if _has_pairs(stream)}
         files = [p for s in self.streams.values() if _has_pairs(s) for pair in s.pairs for p in (pair.input, pair.edited)]
         digest = hashlib.sha256()

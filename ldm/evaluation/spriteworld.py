@@ -151,3 +151,14 @@ def write_photos(folder: Path, name: str, n: int = 12, size: int = 64) -> list[P
         paths.append(folder / f"{i + 1:02d}.png")
         draw(scene, size).save(paths[-1])
     return paths
+
+
+def write_pictures(folder: Path, animal: str, n: int = 12, size: int = 64) -> list[Path]:
+    """Write pictures ``01.png`` to ``n.png`` of an animal in its natural coats, by day. Returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i in range(n):
+        rng = np.random.default_rng([sum(map(ord, animal)), i, 83])
+        paths.append(folder / f"{i + 1:02d}.png")
+        draw(random_scene(rng, animal=animal, style="day", hat=None, collar=None), size).save(paths[-1])
+    return paths

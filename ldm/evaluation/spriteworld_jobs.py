@@ -35,9 +35,11 @@ def world_sheet(path: Path) -> Path:
     return path
 
 
-def all_photos(folder: Path) -> list[Path]:
-    """Write every subject's twelve photos into ``folder/<name>/``; return their paths."""
-    return [path for name in SUBJECTS for path in world.write_photos(folder / name, name)]
+def all_photos(data: Path) -> list[Path]:
+    """Write every subject's twelve photos into ``data/subjects/<name>/`` and pictures of every class into
+    ``data/pictures/<class>/``; return their paths."""
+    paths = [path for name in SUBJECTS for path in world.write_photos(data / "subjects" / name, name)]
+    return paths + [path for animal in ANIMALS for path in world.write_pictures(data / "pictures" / animal, animal)]
 
 
 def make_recognisers(data: Path, steps: int) -> dict[str, dict[str, float]]:

@@ -192,7 +192,9 @@ def test_regularization_sentences_have_no_identifier(tmp_path):
     item = dataset(root, reg=True)[0]
     assert item["text"] == "replace the wolf with a dog"
     assert item["is_reg"].item() is True
-    named = dataset(root, reg=True, identifier="sks", templates=["turn the {source_word} into a {identifier} {class_word}"])
+    named = dataset(
+        root, reg=True, identifier="sks", templates=["turn the {source_word} into a {identifier} {class_word}"]
+    )
     assert named[0]["text"] == "turn the wolf into a dog"
 
 
@@ -294,7 +296,9 @@ def test_held_out_pairs_are_never_drawn(tmp_path):
     assert shown == {2 * i for i in range(10)} - out
 
 
-@pytest.mark.parametrize(("photos", "share", "out"), [(7, 0.5, 0), (8, 0.5, 4), (8, 0.1, 1), (20, 0.0, 0), (16, 0.02, 0)])
+@pytest.mark.parametrize(
+    ("photos", "share", "out"), [(7, 0.5, 0), (8, 0.5, 4), (8, 0.1, 1), (20, 0.0, 0), (16, 0.02, 0)]
+)
 def test_how_many_are_held_out(tmp_path, photos, share, out):
     data = dataset(write_pairs(tmp_path / "pairs", photos, (8, 8), (8, 8)), held_out=share, size=8)
     assert (len(data.held_out), len(data.pairs)) == (out, photos - out)

@@ -1,0 +1,153 @@
+"""Write a model for others: one fp16 file with the published names, or a folder that diffusers loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ldm.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from ldm.diffusers_format import FIRST_STAGE, TEXT, UNET, to_diffusers
+from ldm.models.build import config_for, load_model
+from ldm.modules.text import CLIP_VIT_L_14
+
+PARTS = (UNET, FIRST_STAGE, TEXT)
+
+
+def export(source: str | Path, output: str | Path, weights: str = "auto") -> Path:
+    """Export a checkpoint and return where it went: a ``.safetensors`` file, or else a diffusers folder.
+
+    weights: raw, ema or auto, see ``load_model``. The file carries the config and the recipe; the folder's weights are
+    fp16 (the first stage fp32, which overflows otherwise) and it has no tokenizer: take CLIP's own.
+    Raises FileNotFoundError or ValueError for what cannot be read, exists already, or has no diffusers form.
+    """
+    checkpoint, output = read_checkpoint(source), Path(output)
+    if output.exists():
+        raise ValueError(f"'{output}' exists already; choose another name, or delete it")
+    if output.suffix == ".safetensors":
+        return _as_file(checkpoint, output, weights)
+    if output.suffix:
+        raise ValueError(f"'{output}' is neither a .safetensors file nor a folder (a name without an ending)")
+    return _as_folder(checkpoint, output, weights)
+
+
+def _published(checkpoint: Checkpoint, weights: str) -> dict[str, torch.Tensor]:
+    """The chosen copy of the weights by their published names, from the model that they make."""
+    model = load_model(checkpoint, weights=weights)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(PARTS)}
+    return {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
+
+
+def _as_file(checkpoint: Checkpoint, output: Path, weights: str) -> Path:
+    config = config_for(checkpoint)
+    state = {name: _half(tensor) for name, tensor in _published(checkpoint, weights).items()}
+    kept = {k: v for k, v in checkpoint.metadata.items() if k in ("recipe", "edit_defaults", "step")}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(output, state, {**kept, "config": _plain(config)})
+    return output
+
+
+def _as_folder(checkpoint: Checkpoint, output: Path, weights: str) -> Path:
+    params = _plain(config_for(checkpoint))["model"]["params"]
+    state = to_diffusers(_published(checkpoint, weights))
+    described = {
+        "unet": _unet_config(params["unet_config"]["params"]),
+        "vae": _vae_config(params["first_stage_config"]["params"], params.get("scale_factor", 0.18215)),
+        "text_encoder": _text_config(params["cond_stage_config"].get("params") or {}),
+        "scheduler": _scheduler_config(params),
+    }
+    temporary = output.with_name(f".{output.name}.tmp")
+    for part, tensors in state.items():
+        (temporary / part).mkdir(parents=True, exist_ok=True)
+        name = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
+        kept = tensors if part == "vae" else {k: _half(v) for k, v in tensors.items()}
+        save_file({k: v.contiguous() for k, v in kept.items()}, temporary / part / name, metadata={"format": "pt"})
+    for part, config in described.items():
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        (temporary / part).mkdir(parents=True, exist_ok=True)
+        (temporary / part / name).write_text(json.dumps(config, indent=2))
+    pipeline = "StableDiffusionInstructPix2PixPipeline"
+    if params.get("conditioning_key") != "hybrid":
+        pipeline = "StableDiffusionPipeline"
+    index = {
+        "_class_name": pipeline,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"],
+    }
+    (temporary / "model_index.json").write_text(json.dumps(index, indent=2))
+    temporary.rename(output)
+    return output
+
+
+def _unet_config(p: dict[str, Any]) -> dict[str, Any]:
+    levels = len(p["channel_mult"])
+    with_attention = [2**i in p["attention_resolutions"] for i in range(levels)]
+    if p.get("num_head_channels", -1) not in (-1, None) or p.get("transformer_depth", 1) != 1:
+        raise ValueError("this UNet has no diffusers form that is tested: num_head_channels or transformer_depth")
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "in_channels": p["in_channels"],
+        "out_channels": p["out_channels"],
+        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in with_attention],
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(with_attention)],
+        "block_out_channels": [p["model_channels"] * m for m in p["channel_mult"]],
+        "layers_per_block": p["num_res_blocks"],
+        "cross_attention_dim": p["context_dim"],
+        "attention_head_dim": p["num_heads"],
+        "sample_size": 64,
+    }
+
+
+def _vae_config(p: dict[str, Any], scale_factor: float) -> dict[str, Any]:
+    d = p["ddconfig"]
+    levels = len(d["ch_mult"])
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": d.get("in_channels", 3),
+        "out_channels": d.get("out_ch", 3),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": [d["ch"] * m for m in d["ch_mult"]],
+        "layers_per_block": d["num_res_blocks"],
+        "latent_channels": p["embed_dim"],
+        "norm_num_groups": d.get("num_groups", 32),
+        "sample_size": d["resolution"],
+        "scaling_factor": scale_factor,
+    }
+
+
+def _text_config(p: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        **CLIP_VIT_L_14,
+        **dict(p.get("text_config") or {}),
+    }
+
+
+def _scheduler_config(p: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "_class_name": "EulerAncestralDiscreteScheduler",
+        "num_train_timesteps": p.get("timesteps", 1000),
+        "beta_schedule": "scaled_linear",
+        "beta_start": p.get("linear_start", 0.00085),
+        "beta_end": p.get("linear_end", 0.0120),
+        "prediction_type": {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[p.get("parameterization", "eps")],
+        "timestep_spacing": "linspace",
+        "steps_offset": 1,
+    }
+
+
+def _half(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else dict(config)
