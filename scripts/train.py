@@ -57,7 +57,7 @@ def main() -> int:
     from omegaconf import OmegaConf
 
     from ldm.config import anchored, load_config
-    from ldm.training.run import train
+    from ldm.training.run import finished, train
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -72,8 +72,9 @@ def main() -> int:
         if getattr(args, key) is not None:
             config = OmegaConf.merge(config, {"training": {key: getattr(args, key)}})
     name = args.name or (Path(args.config).stem if args.config else "")
-    print(train(anchored(config, ROOT), name, args.logs, args.resume))
-    return 0
+    run = train(anchored(config, ROOT), name, args.logs, args.resume)
+    print(run)
+    return 0 if finished(run) else 143  # told to stop before the end: as after SIGTERM
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from typing import Any
 
 import pytorch_lightning as pl
@@ -123,7 +124,8 @@ class _Keyed(Dataset):
 
     def __getitem__(self, key: tuple[str, int, int]) -> dict[str, Any]:
         name, index, visit = key
-        return self.streams[name].item(index, visit)
+        seed = zlib.crc32(f"{name}/{index}/{visit}".encode())
+        return {**self.streams[name].item(index, visit), "seed": torch.tensor(seed)}
 
 
 def _has_pairs(stream: Any) -> bool:

@@ -54,16 +54,18 @@ def drop_conditioning(
     text: float = 0.05,
     image: float = 0.05,
     both: float = 0.05,
+    u: torch.Tensor | None = None,
 ) -> Conditioning:
     """Replace, per sample, the text alone, the picture alone, or both by their null values (for training).
 
     The three events exclude each other, each with its own probability, as in InstructPix2Pix, section 3.2.1
-    (5 % each). null_text: ``1 n d``, the states of "". The random draw takes one number per sample from
-    ``generator`` (CPU). Raises ValueError if the probabilities do not fit in [0, 1].
+    (5 % each). null_text: ``1 n d``, the states of "". The random draw takes one number per sample: ``u``, ``(b,)`` in
+    [0, 1), or else from ``generator`` (CPU). Raises ValueError if the probabilities do not fit in [0, 1].
     """
     if min(text, image, both) < 0 or text + image + both > 1:
         raise ValueError(f"dropout probabilities text={text}, image={image}, both={both} must be >= 0, sum <= 1")
-    u = torch.rand(len(conditioning), generator=generator).to(conditioning.c_crossattn.device)
+    u = torch.rand(len(conditioning), generator=generator) if u is None else u
+    u = u.to(conditioning.c_crossattn.device)
     drop_text = (u < text) | ((u >= text + image) & (u < text + image + both))
     drop_image = (u >= text) & (u < text + image + both)
     crossattn = torch.where(drop_text[:, None, None], null_text.to(conditioning.c_crossattn), conditioning.c_crossattn)

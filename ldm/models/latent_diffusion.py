@@ -18,7 +18,7 @@ from ldm.diffusion.loss import change_weights, min_snr_weights, prior_preservati
 from ldm.diffusion.parameterization import check_parameterization, target
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.models.optimizer import make_optimizer
-from ldm.models.steps import finished_step, step_generator
+from ldm.models.steps import BatchNoise, finished_step, step_generator
 from ldm.modules.ema import LitEma
 
 logger = logging.getLogger(__name__)
@@ -202,40 +202,39 @@ class LatentDiffusion(pl.LightningModule):
             losses = losses * min_snr_weights(self.schedule, t, self.parameterization, self.min_snr_gamma)
         return losses
 
-    def latents(
-        self, batch: dict[str, Any], generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def latents(self, batch: dict[str, Any], draw: BatchNoise) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the scaled latent of ``edited`` and the unscaled one of ``input`` (None without), without gradient.
 
-        batch: pictures (``edited``, ``input``) or what ``LatentCache`` made of them.
+        batch: pictures (``edited``, ``input``) or what ``LatentCache`` made of them; draw: gives the posterior's noise.
         """
         with torch.no_grad():
             if "edited_mean" in batch:
                 mean, std, c_concat = batch["edited_mean"], batch["edited_std"], batch.get("c_concat")
-                z = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
             else:
-                z = self.encode_first_stage(batch["edited"]).sample(generator)
+                posterior = self.encode_first_stage(batch["edited"])
+                mean, std = posterior.mean, (0.5 * posterior.logvar).exp()
                 c_concat = self.picture_condition(batch["input"]) if "input" in batch else None
+            z = mean + std * draw.randn(mean.shape).to(mean)
         return z.float() * self.scale_factor, None if c_concat is None else c_concat.float()
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
         """Return the loss of a batch; its halves are logged as train/instance and train/reg.
 
-        batch: what ``latents`` takes, ``text`` (b strings), and optionally ``is_reg`` (b booleans). All random
-        numbers come from the run's seed and the step.
+        batch: what ``latents`` takes, ``text`` (b strings), and optionally ``is_reg`` (b booleans) and ``seed`` (b
+        integers). All random numbers come from the run's seed and the step, or each sample's seed.
         """
-        generator = step_generator(self, batch_index)
-        z, c_concat = self.latents(batch, generator)
+        draw = BatchNoise(step_generator(self, batch_index), getattr(self, "run_seed", 0), batch.get("seed"))
+        z, c_concat = self.latents(batch, draw)
         b, device = len(z), z.device
-        u = torch.rand(b, generator=generator)
+        u = draw.rand(b)
         t = (len(self.schedule) * u ** (1 / self.t_power)).long().clamp(max=len(self.schedule) - 1).to(device)
-        noise = torch.randn(z.shape, generator=generator).to(device)
+        noise = draw.randn(z.shape).to(device)
         if self.offset_noise:
-            noise = noise + self.offset_noise * torch.randn(*z.shape[:2], 1, 1, generator=generator).to(device)
+            noise = noise + self.offset_noise * draw.randn((*z.shape[:2], 1, 1)).to(device)
         conditioning = Conditioning(self._states_for_training(batch["text"]), c_concat)
         if any(self.dropout.values()):
             null = self._states_for_training([""])
-            conditioning = drop_conditioning(conditioning, null, generator, **self.dropout)
+            conditioning = drop_conditioning(conditioning, null, u=draw.rand(b), **self.dropout)
         weight = None
         if self.change_weight and c_concat is not None:
             weight = change_weights(z, c_concat * self.scale_factor, self.change_weight)

@@ -19,6 +19,33 @@ def step_generator(module: Any, batch_index: int, device: torch.device | None = 
     return torch.Generator(device or "cpu").manual_seed(mixed % 2**63)
 
 
+class BatchNoise:
+    """The random numbers of a batch: from the step's generator, or, where the samples bring seeds, from one generator
+    each, so that a sample's numbers do not depend on the batch or process that it falls into."""
+
+    def __init__(self, generator: torch.Generator, run_seed: int = 0, seeds: torch.Tensor | None = None):
+        """seeds: ``(b,)`` integers of the samples, or None."""
+        self.generators = [generator]
+        if seeds is not None:
+            self.generators = [torch.Generator().manual_seed(run_seed * 1_000_003 + int(seed)) for seed in seeds]
+            self._one = False
+        else:
+            self._one = True
+
+    def rand(self, b: int) -> torch.Tensor:
+        """Return ``(b,)`` uniform numbers in [0, 1)."""
+        return self._drawn(torch.rand, (b,))
+
+    def randn(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return standard normal numbers of the shape, the batch first."""
+        return self._drawn(torch.randn, tuple(shape))
+
+    def _drawn(self, draw: Any, shape: tuple[int, ...]) -> torch.Tensor:
+        if self._one:
+            return draw(shape, generator=self.generators[0])
+        return torch.stack([draw(shape[1:], generator=g) for g in self.generators])
+
+
 def finished_step(module: Any) -> bool:
     """Return whether the batch that just ended completed an optimiser step (not only accumulated)."""
     done = module.trainer.global_step

@@ -107,8 +107,12 @@ class StopOnSignal(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Ask the trainer to stop after this step."""
-        if self.received is not None and not trainer.should_stop:
-            logger.warning("%s received: saving and stopping", signal.Signals(self.received).name)
+        told = self.received is not None
+        if trainer.world_size > 1:  # all processes stop at the same step, whichever was told
+            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        if told and not trainer.should_stop:
+            if self.received is not None:
+                logger.warning("%s received: saving and stopping", signal.Signals(self.received).name)
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

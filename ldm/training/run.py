@@ -12,7 +12,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
+from ldm.checkpoint import read_checkpoint
 from ldm.config import instantiate_from_config, nearest
 from ldm.training.callbacks import Checkpoints, Sheets, StopOnSignal
 from ldm.training.data import build_data
@@ -88,6 +90,13 @@ def new_run_folder(root: Path, name: str) -> Path:
     return folder
 
 
+def finished(run: Path) -> bool:
+    """Return whether a run folder's last checkpoint is at the run's last step."""
+    wanted = settings_of(OmegaConf.load(run / "config.yaml"))["max_steps"]
+    last = run / "checkpoints" / "last.ckpt"
+    return last.is_file() and read_checkpoint(last).metadata.get("global_step", 0) >= wanted
+
+
 def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path | None = None) -> Path:
     """Train as the config says and return the run folder.
 
@@ -101,9 +110,11 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
         folder, last = resume, resume / "checkpoints" / "last.ckpt"
         if not last.is_file():
             raise FileNotFoundError(f"run '{resume}' has no checkpoints/last.ckpt to resume from")
-    else:
+    elif rank_zero_only.rank == 0:
         folder = new_run_folder(logs, name)
         OmegaConf.save(config, folder / "config.yaml")
+    else:
+        folder = logs / name  # only the first process writes
     precision = choose_precision(settings["precision"])
     pl.seed_everything(settings["seed"], verbose=False)
     logger.info(estimate(config))

@@ -1,0 +1,241 @@
+"""Personalising: the two halves of the loss, what moves and what stays, several processes, cut-off runs."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import read_checkpoint
+from ldm.config import instantiate_from_config, load_config
+from ldm.data.datamodule import PairDataModule, collate
+from ldm.data.pair_cache import EncodedPairs
+from ldm.models.build import CONFIGS
+from ldm.spriteworld.scene import draw, subject_scene, swap
+from ldm.training.data import encoder_of
+from ldm.training.memory import parameter_counts
+from ldm.training.run import train
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "model.params.ckpt_path=null",
+    "model.params.unet_config.params.model_channels=32",
+    "model.params.unet_config.params.num_heads=2",
+    "model.params.unet_config.params.context_dim=32",
+    "model.params.cond_stage_config.params.text_config.hidden_size=32",
+    "model.params.cond_stage_config.params.text_config.intermediate_size=64",
+    "model.params.cond_stage_config.params.text_config.num_hidden_layers=1",
+    "model.params.cond_stage_config.params.text_config.num_attention_heads=2",
+    "dataset.class_word=dog",
+    "dataset.source_word=wolf",
+    "data.params.batch_size=1",
+    "data.params.reg_batch_size=1",
+    "training.precision=fp32",
+    "training.sheet_every=0",
+    "training.validate_every=0",
+    "training.log_every=1",
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Ten instance pairs (photos of biscuit, wolves as inputs) and seven regularization pairs."""
+    root = tmp_path_factory.mktemp("pairs")
+    for folder, n in (("training", 10), ("regularization", 7)):
+        (root / folder).mkdir()
+        for i in range(n):
+            rng = np.random.default_rng([n, i])
+            after = subject_scene(rng, "biscuit")
+            draw(swap(after, "wolf", rng)).save(root / folder / f"{i}_0.png")
+            draw(after if n == 10 else swap(after, "dog", rng)).save(root / folder / f"{i}_1.png")
+    return root
+
+
+def overrides(pairs, **more):
+    steps = more.pop("steps", 4)
+    given = [f"dataset.root={pairs}", f"training.max_steps={steps}", f"training.keep_at=[{steps}]"]
+    return SMALL + given + [f"{key}={value}" for key, value in more.items()]
+
+
+def config(pairs, **more):
+    return load_config(CONFIGS.parent / "spriteworld" / "instruct2dream.yaml", overrides(pairs, **more))
+
+
+def logged(run, name):
+    with open(run / "metrics" / "metrics.csv") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def weights(run, step):
+    return read_checkpoint(run / "checkpoints" / f"step={step}.safetensors").tensors
+
+
+def last(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+
+
+def batch_and_model(pairs, dtype=torch.float64):
+    c = config(pairs)
+    torch.manual_seed(0)
+    model = instantiate_from_config(c["model"]).to(dtype)
+    with torch.no_grad():  # no layer at zero
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    data = instantiate_from_config(c["data"])
+    data.streams = {k: EncodedPairs(v, encoder_of(model.float())) for k, v in data.streams.items()}
+    model.to(dtype)
+    items = [data.streams[name].item(i) | {"seed": torch.tensor(i)} for name in data.streams for i in (0, 1)]
+    return items, model
+
+
+def loss_and_gradients(model, items):
+    batch = collate(items)
+    batch = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
+    model.zero_grad()
+    model.log = model.log_dict = lambda *args, **kwargs: None
+    z = model.latents(batch, _noise(batch))
+    loss = model.training_step(batch, 0)
+    loss.backward()
+    assert z[0].shape[0] == len(items)
+    return loss.item(), {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+
+
+def _noise(batch):
+    from ldm.models.steps import BatchNoise
+
+    return BatchNoise(torch.Generator(), 0, batch["seed"])
+
+
+def test_one_concatenated_forward_equals_two_and_reg_weight_scales_its_half(pairs):
+    items, model = batch_and_model(pairs)
+    model.reg_weight = 0.5
+    both, gradients = loss_and_gradients(model, items)
+    instance, g_instance = loss_and_gradients(model, [i for i in items if not i["is_reg"]])
+    model.reg_weight = 1.0
+    reg, g_reg = loss_and_gradients(model, [i for i in items if i["is_reg"]])
+    assert both == pytest.approx(instance + 0.5 * reg, rel=1e-6)
+    worst = max(
+        ((gradients[k] - g_instance[k] - 0.5 * g_reg[k]).norm() / (gradients[k].norm() + 1e-12)).item()
+        for k in gradients
+        if gradients[k].norm() > 1e-9
+    )
+    assert worst < 1e-5
+
+
+def test_both_halves_are_logged_and_the_frozen_parts_stay(pairs, tmp_path):
+    c = config(pairs, **{"model.params.cond_stage_trainable": "false", "training.keep_at": "[1,4]"})
+    run = train(c, "halves", tmp_path)
+    total, instance, reg = (logged(run, f"train/{name}") for name in ("loss", "instance", "reg"))
+    assert len(total) == 4
+    assert total == pytest.approx([a + b for a, b in zip(instance, reg, strict=True)], rel=1e-5)
+    a, b = weights(run, 1), weights(run, 4)
+    moved = {name for name in a if not torch.equal(a[name], b[name])}
+    assert moved
+    assert all(name.startswith("model.diffusion_model.") for name in moved)
+
+
+def test_a_rate_of_a_millionth_moves_fp32_masters_under_bf16(pairs, tmp_path):
+    more = {"model.params.learning_rate": "1e-6", "training.precision": "bf16", "training.save_every": 1}
+    torch.manual_seed(23)
+    run = train(config(pairs, steps=3, **more), "millionth", tmp_path)
+    state = last(run)
+    torch.manual_seed(0)
+    first = train(config(pairs, steps=1, **more), "first", tmp_path)
+    begun = last(first)
+    names = [n for n in state if n.startswith(("model.diffusion_model.", "cond_stage_model."))]
+    assert {state[n].dtype for n in names if state[n].is_floating_point()} == {torch.float32}
+    moved = [n for n in names if n.endswith("weight") and not torch.equal(state[n], begun[n])]
+    assert len(moved) > 0.9 * len([n for n in names if n.endswith("weight")])
+    change = max((state[n] - begun[n]).abs().max().item() for n in moved)
+    assert 0 < change < 1e-5
+    stage = [n for n in state if n.startswith("first_stage_model.")]
+    assert stage
+    assert all(torch.equal(state[n], begun[n]) for n in stage)
+
+
+def test_held_out_pairs_are_validated_at_fixed_noise_and_never_trained_on(pairs, tmp_path):
+    c = config(pairs, steps=4, **{"training.validate_every": 2, "model.params.learning_rate": "1e-12"})
+    data = instantiate_from_config(c["data"])
+    subject = data.streams["instance"]
+    assert len(subject.held_out) == 1
+    assert len(subject.pairs) == 9
+    assert not {p.id for p in subject.held_out} & {p.id for p in subject.pairs}
+    run = train(c, "validated", tmp_path)
+    values = logged(run, "val/instance")
+    assert len(values) == 3  # steps 0, 2 and 4
+    assert values == pytest.approx([values[0]] * 3, rel=1e-5)  # nothing learned: nothing may change
+
+
+def test_the_weights_file_says_what_it_was_made_from(pairs, tmp_path):
+    run = train(config(pairs, steps=1, **{"training.weights_suffix": ".ckpt"}), "recipe", tmp_path)
+    recipe = read_checkpoint(run / "checkpoints" / "step=1.ckpt").metadata["recipe"]
+    assert recipe["identifier"] == "sks"
+    assert recipe["class_word"] == "dog"
+    assert recipe["reg_pairs"] == 7
+    assert len(recipe["data_hash"]) == 16
+
+
+def command(pairs, logs, **more):
+    run = [sys.executable, str(ROOT / "scripts" / "train.py"), "configs/spriteworld/instruct2dream.yaml"]
+    return [*run, *overrides(pairs, **more), "--logs", str(logs), "--threads", "1"]
+
+
+def launched(args):
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def test_two_processes_of_one_equal_one_process_of_two(pairs, tmp_path):
+    more = {"training.accumulate": 1, "steps": 3, "training.save_every": 3}
+    two = launched([*command(pairs, tmp_path / "two", **more), "--devices", "2"])
+    wider = {**more, "data.params.batch_size": 2, "data.params.reg_batch_size": 2}
+    one = launched(command(pairs, tmp_path / "one", **wider))
+    assert len(list((tmp_path / "two").iterdir())) == 1  # one run folder, not one for each process
+    a, b = last(two), last(one)
+    assert a.keys() == b.keys()
+    worst = max((a[n].double() - b[n].double()).abs().max().item() for n in a)
+    assert worst < 1e-6
+    assert any(not torch.equal(a[n], v) for n, v in last(_untrained(pairs, tmp_path)).items())
+
+
+def _untrained(pairs, tmp_path):
+    return train(config(pairs, steps=1, **{"model.params.learning_rate": "1e-12"}), "untrained", tmp_path)
+
+
+def test_killed_inside_an_accumulation_and_resumed_it_ends_bit_for_bit_the_same(pairs, tmp_path):
+    more = {"steps": 8, "training.accumulate": 2, "training.save_every": 2}
+    unbroken = launched(command(pairs, tmp_path / "a", **more))
+    process = subprocess.Popen(command(pairs, tmp_path / "b", **more), cwd=ROOT, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        if list((tmp_path / "b").glob("*/checkpoints/last.ckpt")):
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (run,) = (tmp_path / "b").iterdir()
+    again = [sys.executable, str(ROOT / "scripts" / "train.py"), "--resume", str(run), "--threads", "1"]
+    assert launched(again) == run
+    a, b = weights(unbroken, 8), weights(run, 8)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_parameters_are_counted_without_building_them(pairs):
+    total, trained = parameter_counts(OmegaConf.create({"model": config(pairs)["model"]}))
+    model = instantiate_from_config(config(pairs)["model"])
+    assert total == sum(p.numel() for p in model.parameters())
+    stage = sum(p.numel() for p in model.first_stage_model.parameters())
+    assert trained == total - stage
+
+
+def test_pairs_without_regularization_refuse_a_batch_of_them(pairs):
+    with pytest.raises(ValueError, match="no regularization pairs"):
+        PairDataModule({"target": "ldm.data.personalized_edit.PersonalizedEdit"}, reg_batch_size=2)
