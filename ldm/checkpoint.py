@@ -362,6 +362,9 @@ def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], metadat
             from safetensors.torch import save_file
 
             save_file(state, temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(dict(metadata))})
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
         elif path.suffix == ".ckpt":
             torch.save({"state_dict": state, METADATA_KEY: dict(metadata)}, temporary)
         else:

@@ -37,6 +37,7 @@ class PersonalizedEdit(Dataset):
         flip: float = 0.5,
         seed: int = 0,
         held_out: float = 0.0,
+        limit: int | None = None,
     ):
         """data_root: a folder of pairs (see ``ldm.data.pairs``).
 
@@ -44,7 +45,7 @@ class PersonalizedEdit(Dataset):
         sentences with {identifier} {class_word} {source_word}; default upstream's. reg: these are regularization
         pairs: no identifier in their sentences. repeats: how often each pair counts in an epoch. size, min_resize,
         max_resize, crop, flip: see ``JointCrop``. held_out: share of the photos kept for validation (all pairs of a
-        photo go together; none are kept below eight photos).
+        photo go together; none are kept below eight photos). limit: use the first so many pairs only.
         Raises FileNotFoundError or ValueError for what is missing or makes no sense.
         """
         if repeats < 1:
@@ -52,6 +53,9 @@ class PersonalizedEdit(Dataset):
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out is {held_out}; a share from 0 to below 1 is expected")
         pairs, known = find_pairs(data_root), read_manifest(Path(data_root))
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit is {limit}; at least 1 pair is needed")
+        pairs = pairs[:limit]
         self.class_word = class_word or known.get("class_word")
         self.identifier = "" if reg else identifier
         self.source_word, self.reg, self.seed, self.repeats = source_word, reg, seed, repeats

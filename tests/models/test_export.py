@@ -1,4 +1,4 @@
-"""What is exported is what was there: diffusers loads the folder and computes the same, and our own loader reads both."""
+"""What is exported is what was there: diffusers computes the same from the folder, and our loader reads both."""
 
 import json
 

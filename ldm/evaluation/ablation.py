@@ -1,0 +1,183 @@
+"""Ablations in the sprite world: the same training with one thing changed, over subjects and seeds, as one table."""
+
+from __future__ import annotations
+
+import json
+import logging
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from omegaconf import OmegaConf
+from PIL import Image, ImageDraw, ImageFont
+
+from ldm.config import anchored, load_config, nearest
+from ldm.data.images import save_image
+from ldm.evaluation.subject_jobs import compare_subject
+from ldm.inference.dataset_job import make_dataset
+from ldm.spriteworld.scene import SUBJECTS
+from ldm.training.run import finished, train
+
+logger = logging.getLogger(__name__)
+
+KEYS = ("subjects", "seeds", "scenes", "pairs", "config", "steps", "runs", "measures")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is to be compared: runs by name with their overrides, over subjects and seeds."""
+
+    subjects: list[str]
+    seeds: list[int]
+    scenes: int
+    pairs: dict[str, Any]
+    config: str
+    steps: list[int]
+    runs: dict[str, list[str]]
+    measures: list[str]
+
+
+def read_ablation(path: Path) -> Ablation:
+    """Return the ablation that a YAML file describes. Raises ValueError for missing or unknown keys or subjects."""
+    content = OmegaConf.to_container(load_config(path), resolve=True)
+    for key in content:
+        if key not in KEYS:
+            raise ValueError(f"unknown key '{key}' in {path}{nearest(key, list(KEYS))}")
+    missing = [key for key in KEYS if key not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    unknown = sorted(set(content["subjects"]) - set(SUBJECTS))
+    if unknown:
+        raise ValueError(f"unknown subject '{unknown[0]}' in {path}{nearest(unknown[0], list(SUBJECTS))}")
+    return Ablation(**content)
+
+
+def run_ablation(ablation: Ablation, root: Path, work: Path, output: Path) -> str:
+    """Make every pair folder, train every run that is not there yet, measure it, and write ``ablations.md`` and
+    ``ablations.png`` to ``output``; return the table.
+
+    root: of the project; work: where pairs, runs and their figures are kept, so that a second call goes on.
+    """
+    data = root / "data" / "spriteworld"
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for subject in ablation.subjects:
+        pairs = _pairs(ablation, subject, data, work / "pairs" / subject)
+        for name, changes in ablation.runs.items():
+            for seed in ablation.seeds:
+                results = _trained(ablation, name, changes, subject, seed, pairs, root, work, data)
+                for step in ablation.steps:
+                    figures = found.setdefault((name, step), {})
+                    for measure in ablation.measures:
+                        value = results[f"step {step}"].get(measure)
+                        value = value["mean"] if isinstance(value, dict) else value
+                        figures.setdefault(measure, []).append(value)
+    text = table(ablation, found)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "ablations.md").write_text(text + "\n", encoding="utf-8")
+    save_image(plot(ablation, found), output / "ablations.png")
+    return text
+
+
+def _pairs(ablation: Ablation, subject: str, data: Path, folder: Path) -> Path:
+    words = list(ablation.pairs["source_words"])
+    args = Namespace(
+        photos=[str(data / "subjects" / subject)],
+        class_word=SUBJECTS[subject].class_word,
+        source_words=words,
+        reg_photos=[f"{word}={data / 'pictures' / word}" for word in words],
+        class_photos=None,
+        num_reg=int(ablation.pairs["num_reg"]),
+        per_photo=int(ablation.pairs["per_photo"]),
+        output=str(folder),
+        ckpt=str(data / "editor.safetensors"),
+        config=data.parents[1] / "configs" / "spriteworld" / "pairs.yaml",
+        cfg_text=None,
+        cfg_image=None,
+        steps=None,
+        sampler=None,
+        resolution=None,
+        seed=0,
+        batch_size=25,
+        vae_ckpt=None,
+        weights="auto",
+        device="auto",
+        precision="auto",
+    )
+    make_dataset(args)
+    return folder
+
+
+def _trained(
+    ablation: Ablation,
+    name: str,
+    changes: list[str],
+    subject: str,
+    seed: int,
+    pairs: Path,
+    root: Path,
+    work: Path,
+    data: Path,
+) -> dict[str, Any]:
+    """Return a run's figures by step; train and measure what is not there yet."""
+    logs = work / "runs" / f"{subject}-{seed}-{name.replace(' ', '-')}"
+    runs = sorted(logs.iterdir()) if logs.is_dir() else []
+    done = [run for run in runs if (run / "results.json").is_file()]
+    if not done:
+        last = max(ablation.steps)
+        overrides = [f"dataset.root={pairs}", f"training.max_steps={last}", f"training.seed={seed}"]
+        overrides += [f"data.params.seed={seed}", f"training.keep_at={ablation.steps}", "training.sheet_every=0"]
+        config = anchored(load_config(root / ablation.config, [*overrides, *changes]), root)
+        run = next((run for run in runs if finished(run)), None)
+        if run is None:
+            logger.info("training '%s' on %s, seed %d", name, subject, seed)
+            run = train(config, subject, logs)
+        compare_subject(data / "editor.safetensors", run, subject, data, ablation.scenes, seed)
+        done = [run]
+    return json.loads((done[0] / "results.json").read_text(encoding="utf-8"))
+
+
+def table(ablation: Ablation, found: dict[tuple[str, int], dict[str, list[float]]]) -> str:
+    """Return mean and spread (standard deviation over subjects and seeds) of every run and step as Markdown."""
+    runs = len(ablation.subjects) * len(ablation.seeds)
+    lines = [
+        f"{len(ablation.subjects)} subjects ({', '.join(ablation.subjects)}), {len(ablation.seeds)} seeds each: mean ± "
+        f"standard deviation over {runs} trainings, {ablation.scenes} fresh scenes a figure.",
+        "",
+        f"| run | steps | {' | '.join(ablation.measures)} |",
+        "|---" * (len(ablation.measures) + 2) + "|",
+    ]
+    for (name, step), figures in found.items():
+        cells = [_spread(figures[measure]) for measure in ablation.measures]
+        lines.append(f"| {name} | {step} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.3g} ± {stdev(values):.2g}" if len(values) > 1 else f"{values[0]:.3g}"
+
+
+def plot(ablation: Ablation, found: dict[tuple[str, int], dict[str, list[float]]], width: int = 560) -> Image.Image:
+    """Return bars of every measure for every run at the last step, the single trainings as dots."""
+    last = max(ablation.steps)
+    names = [name for name, step in found if step == last]
+    font, line = ImageFont.load_default(size=14), 22
+    height = (len(names) + 2) * line
+    picture = Image.new("RGB", (2 * width, -(-len(ablation.measures) // 2) * height), "white")
+    pen = ImageDraw.Draw(picture)
+    for k, measure in enumerate(ablation.measures):
+        left, top = (k % 2) * width + 10, (k // 2) * height + 6
+        pen.text((left, top), measure, (20, 20, 20), font)
+        values = {name: found[(name, last)][measure] for name in names}
+        most = max(max(v) for v in values.values()) or 1.0
+        for i, name in enumerate(names):
+            y = top + (i + 1) * line
+            pen.text((left, y), name, (60, 60, 60), font)
+            zero, full = left + 190, width - 260
+            pen.rectangle((zero, y + 2, zero + full * mean(values[name]) / most, y + line - 6), (150, 180, 220))
+            for value in values[name]:
+                x = zero + full * value / most
+                pen.ellipse((x - 2, y + 6, x + 2, y + 10), (30, 60, 120))
+            pen.text((zero + full + 6, y), f"{mean(values[name]):.3g}", (20, 20, 20), font)
+    return picture

@@ -1,0 +1,30 @@
+"""Train and measure every variant that a YAML file names, over subjects and seeds; keep a table and a plot."""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ldm import cli  # noqa: E402
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(prog="ablate.py", description=__doc__, allow_abbrev=False)
+    p.add_argument("ablations", type=Path, help="YAML, such as configs/spriteworld/ablations.yaml")
+    p.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for ablations.md and ablations.png")
+    p.add_argument("--work", type=Path, default=ROOT / "logs" / "ablations", help="pairs and runs; kept, gone on with")
+    return p.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    from ldm.evaluation.ablation import read_ablation, run_ablation
+
+    print(run_ablation(read_ablation(args.ablations), ROOT, args.work, args.output))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "ablate.py")
