@@ -85,17 +85,18 @@ class JointCrop:
 
 
 def to_common_aspect(a: Image.Image, b: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """Return both pictures cropped in the centre to one aspect ratio, that of the narrower and the flatter of them.
+    """Return both pictures cropped in the centre to one aspect ratio: that of the one nearer to a square.
 
-    The edit of a photo may be a few pixels off its shape, as upstream's is: cut to its working size in the centre.
+    The edit of a photo may be a few pixels off its shape, as upstream's is, which cuts the long side in the centre.
     """
-    aspect = min(a.width / a.height, b.width / b.height)
-    return _narrowed(a, aspect), _narrowed(b, aspect)
+    aspect = min((a.width / a.height, b.width / b.height), key=lambda ratio: max(ratio, 1 / ratio))
+    return _cut(a, aspect), _cut(b, aspect)
 
 
-def _narrowed(image: Image.Image, aspect: float) -> Image.Image:
-    width = round(image.height * aspect)
-    if width >= image.width:
+def _cut(image: Image.Image, aspect: float) -> Image.Image:
+    width = min(image.width, round(image.height * aspect))
+    height = min(image.height, round(image.width / aspect))
+    if (width, height) == image.size:
         return image
-    left = (image.width - width) // 2
-    return image.crop((left, 0, left + width, image.height))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

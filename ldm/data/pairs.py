@@ -54,7 +54,8 @@ def loose_pictures(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]
     """Return the pictures of a flat folder by id and side ("0", "1"), and what is wrong, one line each."""
     found: dict[str, dict[str, Path]] = {}
     wrong = []
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")):
+    files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    for path in sorted(p for p in files if p.suffix.lower() in SUFFIXES):
         match = re.fullmatch(r"(.+)_([01])", path.stem)
         if match is None:
             wrong.append(f"'{path.name}' is named neither <id>_0 nor <id>_1")
@@ -92,12 +93,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises ValueError for a file that is no manifest.
     """
+    folder = folder.resolve()
     for place in (folder, folder.parent):
         path = place / MANIFEST
         if path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                if not isinstance(content, dict) or not all("id" in entry for entry in content["pairs"]):
+                pairs = content["pairs"]
+                if not isinstance(pairs, list) or not all(isinstance(e, dict) and "id" in e for e in pairs):
                     raise ValueError("no list of pairs in it")
             except (ValueError, KeyError, TypeError, OSError) as error:
                 raise ValueError(f"'{path}' is no manifest that can be read ({error})") from error
@@ -107,6 +110,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def manifest_entries(folder: Path) -> list[dict[str, Any]]:
     """Return the manifest's entries about this folder's pairs."""
+    folder = folder.resolve()
     entries = read_manifest(folder).get("pairs", [])
     return [entry for entry in entries if entry.get("folder", folder.name) == folder.name]
 

@@ -117,7 +117,7 @@ class PersonalizedEdit(Dataset):
 def _split(pairs: list[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
     """Return (training, held out): whole photos, spread over the list; nothing is held out below eight photos."""
     photos = list(dict.fromkeys(pair.photo or pair.id for pair in pairs))
-    n = round(len(photos) * share) if len(photos) >= 8 else 0
+    n = min(round(len(photos) * share), len(photos) - 1) if len(photos) >= 8 else 0
     chosen = {photos[(2 * i + 1) * len(photos) // (2 * n)] for i in range(n)}
     return (
         [p for p in pairs if (p.photo or p.id) not in chosen],

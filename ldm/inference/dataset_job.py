@@ -70,6 +70,8 @@ def plan_dataset(args: argparse.Namespace) -> list[Planned]:
         least = 0 if name == "num_reg" else 1
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least {least} is expected")
+    if not 0 <= args.seed < 2**62:
+        raise ValueError(f"--seed is {args.seed}; 0 or more is expected")
     photos, bad = readable(find_photos(args.photos))
     _report(bad)
     if len(photos) < FEW_PHOTOS:
@@ -119,6 +121,8 @@ def _settings(args: argparse.Namespace, metadata: dict[str, Any]) -> tuple[EditS
         raise ValueError(f"unknown key '{sorted(unknown)[0]}' in {args.config}; known: settings, gates")
     known = {"gates": [f.name for f in fields(Gates)], "settings": [f.name for f in fields(EditSettings)]}
     for section, names in known.items():
+        if not isinstance(config.get(section) or {}, dict):
+            raise ValueError(f"'{section}' in {args.config} must be a mapping, found {config[section]!r}")
         for key in config.get(section) or {}:
             if key not in names:
                 raise ValueError(f"unknown key '{section}.{key}' in {args.config}{nearest(key, names)}")
@@ -130,8 +134,19 @@ def _settings(args: argparse.Namespace, metadata: dict[str, Any]) -> tuple[EditS
         "resolution": args.resolution,
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    settings = EditSettings.of_checkpoint(metadata, **{**(config.get("settings") or {}), **chosen})
+    chosen = {**(config.get("settings") or {}), **chosen}
+    for key, value in chosen.items():
+        own = getattr(EditSettings(), key)
+        if key != "guidance_interval" and not _is_like(value, own):
+            raise ValueError(f"settings.{key} is {value!r}; something like {own!r} is expected")
+    settings = EditSettings.of_checkpoint(metadata, **chosen)
     return settings, Gates(**(config.get("gates") or {}))
+
+
+def _is_like(value: Any, own: Any) -> bool:
+    if isinstance(own, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(own)
 
 
 def _report(bad: list[str]) -> None:

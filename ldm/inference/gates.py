@@ -29,6 +29,11 @@ class Gates:
     step: float = 1.15
 
     def __post_init__(self) -> None:
+        for name, value in self.__dict__.items():
+            kinds = int if name == "attempts" else (int, float)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                wanted = "a whole number" if name == "attempts" else "a number"
+                raise ValueError(f"gates.{name} is {value!r}; {wanted} is expected")
         if self.attempts < 1:
             raise ValueError(f"gates.attempts is {self.attempts}; at least 1 is needed")
         if not 0 <= self.blank < 1 or not 0 <= self.unchanged <= self.destroyed:

@@ -23,6 +23,7 @@ from ldm.inference.sheets import contact_sheet
 
 logger = logging.getLogger(__name__)
 
+MAX_SCALE = 100.0
 NOTES = ".progress"  # one note for each finished pair: what makes stopping and going on possible
 SHEET = "contact-sheet.png"
 
@@ -59,6 +60,8 @@ class PairMaker:
             "class_word": class_word,
             "checkpoint": Path(editor.checkpoint).name,
             "checkpoint_hash": editor.checkpoint_hash,
+            "weights": editor.weights,
+            "vae_hash": editor.vae_hash,
             "precision": editor.precision,
             "settings": asdict(self.settings),
             "gates": asdict(gates),
@@ -90,6 +93,13 @@ class PairMaker:
 
         progress: called with the number of pairs just finished (those of an earlier run first).
         """
+        notes = {path.name for path in (self.output / NOTES).glob("*.json")} - {"settings.json"}
+        more = notes - {self._note_path(pair).name for pair in plan}
+        if more:
+            raise ValueError(
+                f"'{self.output}' holds {len(more)} more pairs than are asked for; choose another --output "
+                "or delete it"
+            )
         share = list(plan)[rank::world]
         missing = [pair for pair in share if self._note(pair) is None]
         if progress is not None:
@@ -192,9 +202,9 @@ class PairMaker:
 
     def _other_scales(self, text: float, image: float, reason: str) -> tuple[float, float]:
         if reason == "unchanged":
-            return text * self.gates.step, image
+            return min(MAX_SCALE, text * self.gates.step), image
         if reason == "destroyed":
-            return text, image * self.gates.step
+            return text, min(MAX_SCALE, image * self.gates.step)
         return text, image
 
     def _write(self, pair: Planned, first: _Made, second: _Made | None) -> None:
@@ -216,7 +226,7 @@ class PairMaker:
             folder.mkdir(parents=True, exist_ok=True)
             as_taken = {"reverse": "1", "forward": "0"}.get(pair.direction)
             if as_taken is not None:
-                _copy(pair.photo, folder / f"{pair.id}_{as_taken}{pair.photo.suffix.lower()}")
+                _copy(pair.photo, folder / f"{pair.id}_{as_taken}{_ending(pair.photo)}")
             made = {"reverse": "0", "forward": "1", "round trip": "0"}[pair.direction]
             images.save_image(first.image, folder / f"{pair.id}_{made}.png")
             if second is not None:
@@ -260,6 +270,14 @@ def sheet_of(output: Path, notes: list[dict[str, Any]], limit: int = 32, columns
     shown = f"the first {limit} of {len(notes)}" if len(notes) > limit else f"{len(notes)}"
     title = f"{shown} pairs of {notes[0]['folder']}/: input, edited"
     return contact_sheet(rows, column_labels=["input", "edited"] * columns, title=title, cell=128)
+
+
+def _ending(path: Path) -> str:
+    """The photo's own ending, or its format's where the ending is none that training looks for."""
+    if path.suffix.lower() in images.SUFFIXES:
+        return path.suffix.lower()
+    with Image.open(path) as image:
+        return f".{image.format.lower()}"
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.data.images import open_rgb
+from ldm.data.images import check_aspect, open_rgb
 
 INSTANCE, REGULARIZATION = "training", "regularization"
 
@@ -48,10 +48,15 @@ def readable(photos: Sequence[Path]) -> tuple[list[Path], list[str]]:
     good, bad = [], []
     for path in photos:
         try:
-            open_rgb(path)
-            good.append(path)
+            size = open_rgb(path).size
         except ValueError as error:
             bad.append(str(error))
+            continue
+        try:
+            check_aspect(size)
+            good.append(path)
+        except ValueError as error:
+            bad.append(f"'{path}': {error}")
     if not good:
         raise ValueError(f"none of the {len(photos)} pictures can be read: {bad[0]}")
     return good, bad
@@ -60,33 +65,30 @@ def readable(photos: Sequence[Path]) -> tuple[list[Path], list[str]]:
 def plan_instance(photos: Sequence[Path], source_words: Sequence[str], per_photo: int, seed: int) -> list[Planned]:
     """Return ``per_photo`` reverse edits of every photo for every source word."""
     wanted = [(p, w, k) for p in photos for w in source_words for k in range(per_photo)]
-    digits = len(str(max(0, len(wanted) - 1)))
     return [
-        Planned(INSTANCE, f"{i:0{digits}d}", photo, "reverse", word, seed + i)
-        for i, (photo, word, _) in enumerate(wanted)
+        Planned(INSTANCE, f"{i:04d}", photo, "reverse", word, seed + i) for i, (photo, word, _) in enumerate(wanted)
     ]
 
 
 def plan_regularization(pictures: Mapping[str, Sequence[Path]], number: int, seed: int) -> list[Planned]:
     """Return ``number`` forward pairs from pictures of each source word's class: the classes in turn, then their
     pictures, each time with another seed."""
-    words, digits = list(pictures), len(str(max(0, number - 1)))
+    words = list(pictures)
     plan = []
     for i in range(number):
         turn, which = divmod(i, len(words))
         photo = pictures[words[which]][turn % len(pictures[words[which]])]
-        plan.append(Planned(REGULARIZATION, f"{i:0{digits}d}", photo, "forward", words[which], seed + 100_000 + i))
+        plan.append(Planned(REGULARIZATION, f"{i:04d}", photo, "forward", words[which], seed + 100_000 + i))
     return plan
 
 
 def plan_round_trips(photos: Sequence[Path], source_words: Sequence[str], number: int, seed: int) -> list[Planned]:
     """Return ``number`` regularization pairs whose inputs, too, are made: class photos edited in reverse."""
-    digits = len(str(max(0, number - 1)))
     plan = []
     for i in range(number):
         turn, place = divmod(i, len(photos))
         word = source_words[(place + turn) % len(source_words)]
-        plan.append(Planned(REGULARIZATION, f"{i:0{digits}d}", photos[place], "round trip", word, seed + 100_000 + i))
+        plan.append(Planned(REGULARIZATION, f"{i:04d}", photos[place], "round trip", word, seed + 100_000 + i))
     return plan
 
 

@@ -23,6 +23,9 @@ def recompute(function, *inputs: torch.Tensor, enabled: bool) -> torch.Tensor:
     return function(*inputs)
 
 
+WRITTEN_OUT = 1024 * 1024  # scores of a head; above it, memory matters more
+
+
 class CrossAttention(nn.Module):
     """Multi-head attention from ``x`` to ``context`` (to ``x`` itself when there is none)."""
 
@@ -43,8 +46,21 @@ class CrossAttention(nn.Module):
             rearrange(part, "b n (h d) -> b h n d", h=self.heads)
             for part in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Return ``softmax(q k^T / sqrt(d)) v``; all are ``b h n d``.
+
+    PyTorch's fused attention, except where a CPU is to train small pictures: there the fused backward pass takes
+    several times as long as the products written out.
+    """
+    trains_here = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
+    if not trains_here or q.shape[-2] * k.shape[-2] > WRITTEN_OUT:
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores.float().softmax(-1).to(v.dtype) @ v
 
 
 class GEGLU(nn.Module):
