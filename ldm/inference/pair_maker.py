@@ -97,8 +97,7 @@ class PairMaker:
         more = notes - {self._note_path(pair).name for pair in plan}
         if more:
             raise ValueError(
-                f"'{self.output}' holds {len(more)} more pairs than are asked for; choose another --output "
-                "or delete it"
+                f"'{self.output}' holds {len(more)} more pairs than are asked for; choose another --output or delete it"
             )
         share = list(plan)[rank::world]
         missing = [pair for pair in share if self._note(pair) is None]

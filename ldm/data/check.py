@@ -1,0 +1,132 @@
+"""Look over a folder of pairs before it is trained on: files, sizes, near-duplicates, alignment, and the identifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldm.data.images import open_rgb
+from ldm.data.pairs import Pair, find_pairs, loose_pictures
+
+SMALL = 64  # pixels of a side below which a picture has little to teach at full size
+LOOK = 32  # pixels of a side at which pictures are compared
+DUPLICATE = 0.015  # root mean square difference below which two pictures are taken for the same
+MIRRORED = 0.15  # how much better the mirrored picture has to fit
+UNRELATED = 0.1  # correlation below which the two pictures of a pair show different things
+RARE_TOKEN = 40_000
+COMMON_TOKEN = 20_000  # CLIP's vocabulary is sorted by frequency: whole words below this are common
+
+
+@dataclass
+class Findings:
+    """What was found: errors stop a training, warnings are worth a look."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+
+
+def check_pairs(folder: Path) -> Findings:
+    """Return what is wrong with a folder of pairs. Raises FileNotFoundError if there is no such folder, or no picture."""
+    found = Findings()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder of pairs '{folder}' does not exist")
+    if not (folder / "seeds.json").is_file():
+        _, wrong = loose_pictures(folder)
+        if wrong:
+            found.errors += [line for line in wrong if "named neither" not in line]
+            found.warnings += [line for line in wrong if "named neither" in line]
+    try:
+        found.pairs = find_pairs(folder)
+    except ValueError as error:
+        found.errors.append(str(error))
+        return found
+    looks: dict[str, list[tuple[Path, np.ndarray]]] = {"input": [], "edited": []}
+    for pair in found.pairs:
+        sides = {}
+        for name, path in (("input", pair.input), ("edited", pair.edited)):
+            try:
+                image = open_rgb(path)
+            except ValueError as error:
+                found.errors.append(str(error))
+                continue
+            found.sizes[image.size] = found.sizes.get(image.size, 0) + 1
+            if min(image.size) < SMALL:
+                found.warnings.append(f"'{path.name}' is only {image.width} x {image.height} pixels")
+            sides[name] = image
+            looks[name].append((path, look(image)))
+        if len(sides) == 2:
+            found.warnings += misaligned(pair, sides["input"], sides["edited"])
+    for name, pictures in looks.items():
+        found.warnings += duplicates(name, pictures)
+    return found
+
+
+def look(image: Image.Image) -> np.ndarray:
+    """Return a picture at 32 x 32, ``(32, 32, 3)`` in [0, 1]."""
+    return np.asarray(image.resize((LOOK, LOOK), Image.Resampling.BOX), dtype=np.float64) / 255
+
+
+def misaligned(pair: Pair, before: Image.Image, after: Image.Image) -> list[str]:
+    """Return warnings about a pair whose pictures do not lie over each other: another shape, mirrored, unrelated."""
+    ratio = (before.width / before.height) / (after.width / after.height)
+    if not 0.8 < ratio < 1.25:
+        return [
+            f"pair {pair.id}: the input is {before.width} x {before.height}, the edited picture {after.width} x "
+            f"{after.height}; both are cropped to one shape"
+        ]
+    a, b = look(before).mean(-1), look(after).mean(-1)
+    straight, mirrored = correlation(a, b), correlation(a, b[:, ::-1])
+    if mirrored > straight + MIRRORED:
+        return [f"pair {pair.id}: the edited picture fits the mirrored input better; was one of them flipped?"]
+    if max(straight, mirrored) < UNRELATED:
+        return [f"pair {pair.id}: the two pictures show nothing in common"]
+    return []
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Pearson's correlation of two arrays; 0 where one is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    size = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / size) if size > 1e-9 else 0.0
+
+
+def duplicates(side: str, pictures: list[tuple[Path, np.ndarray]], most: int = 10) -> list[str]:
+    """Return warnings about pictures of one side that look alike. Edited pictures of the same photo, made twice on
+    purpose, have equal pixels and are not named."""
+    found = []
+    for i, (path, a) in enumerate(pictures):
+        for other, b in pictures[i + 1 :]:
+            difference = np.sqrt(np.square(a - b).mean())
+            if 0 < difference < DUPLICATE or (side == "input" and difference == 0):
+                found.append(f"'{path.name}' and '{other.name}' ({side}) look alike")
+    more = len(found) - most
+    return [*found[:most], f"and {more} more that look alike ({side})"] if more > 0 else found
+
+
+def check_identifier(identifier: str, encode: Callable[[str], list[int]]) -> list[str]:
+    """Return warnings about an identifier: of several tokens, or a common word; with rare single tokens instead.
+
+    encode: from a text to CLIP's token ids, without start and end. "sks", the usual choice, is one rare token (48136).
+    """
+    ids = encode(identifier)
+    if len(ids) == 1 and ids[0] >= COMMON_TOKEN:
+        return []
+    what = f"is {len(ids)} tokens" if len(ids) != 1 else "is a common word"
+    return [f"the identifier '{identifier}' {what}; a rare single one is easier to teach: {', '.join(rare_tokens(encode))}"]
+
+
+def rare_tokens(encode: Callable[[str], list[int]], count: int = 5) -> list[str]:
+    """Return short words without meaning that are one rare token each."""
+    letters, found = "bcdfghjklmnpqrstvwxz", []
+    for first in "sxzqvkjwbh"[: 2 * count]:
+        words = (first + b + c for b in letters for c in letters)
+        rare = next((word for word in words if len(ids := encode(word)) == 1 and ids[0] > RARE_TOKEN), None)
+        if rare is not None:
+            found.append(rare)
+    return found[:count]
