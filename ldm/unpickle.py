@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
 import sys
 import zipfile
@@ -30,6 +31,7 @@ _STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
     "UntypedStorage": torch.uint8,
 }
+MEMO_SLACK = 65_536
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -150,6 +152,18 @@ class _Unpickler(pickle.Unpickler):
         return self._load_storage(str(key), storage_type.dtype, int(numel)), storage_type.dtype
 
 
+def _load(file: Any, load_storage: Any) -> Any:
+    """Read one pickle, after a look at its program: a memo number far beyond what was put into the memo would make
+    the reader set aside gigabytes for nothing."""
+    start, steps = file.tell(), 0
+    for opcode, argument, _ in pickletools.genops(file):
+        steps += 1
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > steps + MEMO_SLACK:
+            raise _Refused("is no checkpoint: its program asks for an absurd amount of memory")
+    file.seek(start)
+    return _Unpickler(file, load_storage).load()
+
+
 def map_file(path: Path) -> torch.UntypedStorage:
     """Return a file's bytes as a privately mapped storage (read from disk when touched)."""
     return torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
@@ -183,7 +197,7 @@ def _read_zip(path: Path) -> Any:
             storages[key] = mapped[start : start + info.file_size]
         return storages[key]
 
-    return _Unpickler(io.BytesIO(program), load_storage).load()
+    return _load(io.BytesIO(program), load_storage)
 
 
 def _read_legacy(path: Path) -> Any:
@@ -197,11 +211,11 @@ def _read_legacy(path: Path) -> Any:
         return storages.setdefault(key, torch.UntypedStorage(size))
 
     with open(path, "rb") as file:
-        magic, _protocol, _system = (_Unpickler(file, load_storage).load() for _ in range(3))
+        magic, _protocol, _system = (_load(file, load_storage) for _ in range(3))
         if magic != _LEGACY_MAGIC:
             raise _Refused("is a pickle, but not a PyTorch checkpoint")
-        result = _Unpickler(file, load_storage).load()
-        keys = [str(key) for key in _Unpickler(file, load_storage).load()]
+        result = _load(file, load_storage)
+        keys = [str(key) for key in _load(file, load_storage)]
         if sorted(keys) != sorted(storages):
             raise _Refused("is damaged: the data that it holds is not the data that it names")
         for key in keys:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import struct
 import subprocess
 import sys
@@ -995,6 +996,15 @@ def against_the_reader() -> dict[str, bytes]:
         "name with a surrogate": b"V\\ud800\nV\\ud800\n\x93",
     }
     return {name: b"\x80\x04" + body + b"." for name, body in bodies.items()}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_memo_that_would_fill_the_memory_is_refused(tmp_path, container):
+    bomb = b"\x80\x04}r" + struct.pack("<I", 1 << 27) + b"."  # a few bytes that make pickle set aside 2 GiB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="absurd amount of memory"):
+        read_checkpoint(contained(tmp_path / "x.ckpt", bomb, container))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (256 << 10)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
