@@ -155,9 +155,8 @@ class _Unpickler(pickle.Unpickler):
 def _load(file: Any, load_storage: Any) -> Any:
     """Read one pickle, after a look at its program: a memo number far beyond what was put into the memo would make
     the reader set aside gigabytes for nothing."""
-    start, steps = file.tell(), 0
-    for opcode, argument, _ in pickletools.genops(file):
-        steps += 1
+    start = file.tell()
+    for steps, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > steps + MEMO_SLACK:
             raise _Refused("is no checkpoint: its program asks for an absurd amount of memory")
     file.seek(start)

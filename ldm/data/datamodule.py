@@ -95,8 +95,9 @@ class PairDataModule(pl.LightningDataModule):
         sources = dict.fromkeys(p.source_word for p in getattr(subject, "pairs", []) if getattr(p, "source_word", None))
         if sources:
             words["source_words"] = list(sources)
-        counts = {f"{name}_pairs": len(stream.pairs) for name, stream in self.streams.items() if _has_pairs(stream)}
-        files = [p for s in self.streams.values() if _has_pairs(s) for pair in s.pairs for p in (pair.input, pair.edited)]
+        streams = {name: stream for name, stream in self.streams.items() if hasattr(stream, "entries")}
+        counts = {f"{name}_pairs": len(stream.entries) for name, stream in streams.items()}
+        files = [path for stream in streams.values() for entry in stream.entries for path in stream.files(entry)]
         digest = hashlib.sha256()
         for path in files:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -126,10 +127,6 @@ class _Keyed(Dataset):
         name, index, visit = key
         seed = zlib.crc32(f"{name}/{index}/{visit}".encode())
         return {**self.streams[name].item(index, visit), "seed": torch.tensor(seed)}
-
-
-def _has_pairs(stream: Any) -> bool:
-    return hasattr(stream, "pairs")
 
 
 def _built(node: Any, **extra: Any) -> Any:

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 
 from ldm.data.latent_cache import Encode
-from ldm.data.personalized_edit import PersonalizedEdit
+from ldm.data.visited import Visited
 
 
 class EncodedPairs:
-    """A ``PersonalizedEdit`` whose pictures are latents: ``edited_mean``, ``edited_std`` and ``c_concat``.
+    """A stream whose pictures are latents: ``edited_mean``, ``edited_std`` and, of pairs, ``c_concat``.
 
     Mirrored pictures are encoded by themselves: the encoder does not commute with mirroring.
     """
 
-    def __init__(self, dataset: PersonalizedEdit, encode: Encode, batch_size: int = 8):
+    def __init__(self, dataset: Visited, encode: Encode, batch_size: int = 8):
         """encode: from pictures to mean and log-variance. Raises ValueError where crops are random: their latents
         cannot be kept."""
         if not dataset.view.fixed:
@@ -26,7 +26,7 @@ class EncodedPairs:
             )
         self.dataset = dataset
         self._flips = [flip for flip in (False, True) if (dataset.view.flip < 1, dataset.view.flip > 0)[flip]]
-        self._kept = {flip: encode_pairs(dataset, dataset.pairs, flip, encode, batch_size) for flip in self._flips}
+        self._kept = {flip: encode_pairs(dataset, dataset.entries, flip, encode, batch_size) for flip in self._flips}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -40,15 +40,17 @@ class EncodedPairs:
 
 @torch.no_grad()
 def encode_pairs(
-    dataset: PersonalizedEdit, pairs: list, flip: bool, encode: Encode, batch_size: int = 8
+    dataset: Visited, entries: list[Any], flip: bool, encode: Encode, batch_size: int = 8
 ) -> dict[str, torch.Tensor]:
-    """Return the latents of pairs, ``n c h w`` fp32 on the CPU each."""
-    parts: dict[str, list[torch.Tensor]] = {"edited_mean": [], "edited_std": [], "c_concat": []}
-    for first in range(0, len(pairs), batch_size):
-        pictures = [dataset.pictures(p, flip, np.random.default_rng(0)) for p in pairs[first : first + batch_size]]
-        before, after = (torch.stack(side) for side in zip(*pictures, strict=True))
-        mean, logvar = encode(after)
-        found = (mean, (0.5 * logvar).exp(), encode(before)[0])
-        for name, value in zip(parts, found, strict=True):
-            parts[name].append(value.float().cpu())
+    """Return the latents of entries, ``n c h w`` fp32 on the CPU each."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    for first in range(0, len(entries), batch_size):
+        seen = [dataset.pictures(e, flip, np.random.default_rng(0)) for e in entries[first : first + batch_size]]
+        sides = {name: torch.stack([pictures[name] for pictures in seen]) for name in seen[0]}
+        mean, logvar = encode(sides["edited"])
+        found = {"edited_mean": mean, "edited_std": (0.5 * logvar).exp()}
+        if "input" in sides:
+            found["c_concat"] = encode(sides["input"])[0]
+        for name, value in found.items():
+            parts.setdefault(name, []).append(value.float().cpu())
     return {name: torch.cat(values) for name, values in parts.items()}

@@ -38,6 +38,7 @@ DEFAULTS = {
     "log_every": 10,
     "cache_latents": False,
     "edit_defaults": None,  # settings that editing with the kept weights starts from
+    "text_defaults": None,  # the same for text to image
     "weights_suffix": ".safetensors",  # of the kept weights: .safetensors or .ckpt
     "validate_every": 0,  # steps between two validations on held-out pairs, 0: none
 }
@@ -136,8 +137,9 @@ def _trainer(
 ) -> pl.Trainer:
     metadata = {"config": OmegaConf.to_container(OmegaConf.create({"model": config["model"]}), resolve=True)}
     metadata["config"]["model"]["params"] = _inference_params(metadata["config"]["model"]["params"])
-    if settings["edit_defaults"]:
-        metadata["edit_defaults"] = settings["edit_defaults"]
+    for name in ("edit_defaults", "text_defaults"):
+        if settings[name]:
+            metadata[name] = settings[name]
     if getattr(data, "recipe", None):
         metadata["recipe"] = data.recipe
     keep_at = settings["keep_at"] or [settings["max_steps"]]

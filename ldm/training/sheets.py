@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from ldm.data.images import open_rgb, to_images
+from ldm.data.images import open_rgb
 from ldm.data.instructions import INSTANCE_TEMPLATES, REGULARIZATION_TEMPLATES, fill
 from ldm.data.pairs import find_pairs, read_manifest
-from ldm.diffusion.conditioning import Conditioning
-from ldm.diffusion.guidance import GuidedDenoiser
-from ldm.diffusion.samplers import dpmpp_2m, noise_source
-from ldm.diffusion.schedule import karras_sigmas
 from ldm.inference.edit_job import find_photos
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.generator import ImageGenerator, TextSettings
 from ldm.inference.pair_maker import small
 from ldm.inference.sheets import contact_sheet
 from ldm.spriteworld.scene import draw, random_scene
@@ -34,17 +31,6 @@ INSTRUCTIONS = (
     "make it black and white",
     "make the {animal} red",
     "give the {animal} a blue hat",
-)
-
-CAPTIONS = (
-    "a dog on the beach",
-    "a wolf in the snow",
-    "a cat in a room",
-    "a horse in the meadow",
-    "a bear in the forest",
-    "a rabbit in the desert at sunset",
-    "a red dog in the city",
-    "a cat in the mountains at night",
 )
 
 
@@ -70,26 +56,25 @@ class EditSheet:
         return grid(columns)
 
 
-class TextSheet:
-    """Pictures of fixed captions, several seeds each."""
+class PromptSheet:
+    """Pictures of fixed sentences, several seeds each."""
 
-    def __init__(self, seeds: int = 4, size: int = 64, steps: int = 16, text_scale: float = 3.0):
-        """seeds: rows; size: pixels of a side."""
-        self.seeds, self.size, self.steps, self.text_scale = seeds, size, steps, text_scale
+    def __init__(self, prompts: Sequence[str], settings: dict[str, Any] | None = None, seeds: int = 4, cell: int = 128):
+        """prompts: a column each; settings: of the sampling, see ``TextSettings``; seeds: rows."""
+        if not prompts:
+            raise ValueError("a sheet of pictures from text needs at least one prompt")
+        self.prompts, self.settings, self.seeds, self.cell = (
+            list(prompts),
+            TextSettings(**(settings or {})),
+            seeds,
+            cell,
+        )
 
     def __call__(self, model: Any) -> Image.Image:
         """Return the sheet. model: a LatentDiffusion that makes pictures from text."""
-        texts = [text for text in CAPTIONS for _ in range(self.seeds)]
-        conditioning = Conditioning(model.get_learned_conditioning(texts))
-        null = model.get_learned_conditioning([""])
-        denoise = GuidedDenoiser(model.denoiser(), conditioning, null, self.text_scale)
-        side = self.size // model.first_stage_model.downsampling
-        start = torch.zeros(len(texts), model.latent_channels, side, side, device=model.device)
-        generators = [torch.Generator().manual_seed(i) for i in range(len(texts))]
-        sigmas = karras_sigmas(model.schedule, self.steps).to(model.device)
-        z = dpmpp_2m(denoise, noise_source(start, generators)() * sigmas[0], sigmas)
-        pictures = to_images(model.decode_first_stage(z))
-        return grid([pictures[i : i + self.seeds] for i in range(0, len(pictures), self.seeds)])
+        generator = ImageGenerator(model)
+        columns = [generator.generate([text] * self.seeds, self.settings) for text in self.prompts]
+        return contact_sheet(list(zip(*columns, strict=True)), column_labels=self.prompts, cell=self.cell)
 
 
 class SubjectSheet:

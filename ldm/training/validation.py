@@ -67,7 +67,7 @@ class Validation(pl.Callback):
             self._latents[name] = encode_pairs(stream, stream.held_out, False, encode)
         kept = {key: value.to(module.device) for key, value in self._latents[name].items()}
         texts = [stream.sentence(pair, np.random.default_rng(i)) for i, pair in enumerate(stream.held_out)]
-        conditioning = Conditioning(module.get_learned_conditioning(texts), kept["c_concat"])
+        conditioning = Conditioning(module.get_learned_conditioning(texts), kept.get("c_concat"))
         z = kept["edited_mean"] * module.scale_factor
         generator = torch.Generator().manual_seed(0)
         losses = []

@@ -1,0 +1,117 @@
+"""EditDataset: instruction triplets for InstructPix2Pix, in the published folder format or as a list of rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldm.data.augment import JointCrop, to_common_aspect
+from ldm.data.images import open_rgb, to_tensor
+from ldm.data.pairs import Pair, find_pairs
+from ldm.data.visited import Visited
+
+ROWS = "metadata.jsonl"
+# The column names of public triplet sets, the project's own first.
+COLUMNS = {
+    "input": ("input", "input_image", "original_image", "source_image", "input_file_name", "original_image_file_name"),
+    "edited": ("edited", "edited_image", "target_image", "output_image", "edited_file_name", "edited_image_file_name"),
+    "instruction": ("instruction", "edit", "edit_prompt", "prompt", "text"),
+}
+
+
+class EditDataset(Visited):
+    """Triplets: ``input`` and ``edited`` under one flip and crop, and the instruction. Upstream's parameter names."""
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        splits: Sequence[float] = (0.9, 0.05, 0.05),
+        min_resize_res: int = 256,
+        max_resize_res: int = 256,
+        crop_res: int = 256,
+        flip_prob: float = 0.0,
+        seed: int = 0,
+        repeats: int = 1,
+    ):
+        """path: a folder with InstructPix2Pix's ``seeds.json``, or with ``metadata.jsonl`` (a row for each triplet:
+        the two files and the sentence, see ``COLUMNS``). split: "train", "val" or "test", by ``splits`` of the sorted
+        list. A picture covers min_resize_res to max_resize_res pixels before crop_res are cut out at random (in the
+        centre where both are crop_res).
+
+        Raises FileNotFoundError or ValueError for what is missing or makes no sense.
+        """
+        names = ("train", "val", "test")
+        if split not in names:
+            raise ValueError(f"unknown split '{split}'; known: {', '.join(names)}")
+        if len(splits) != 3 or min(splits) < 0 or abs(sum(splits) - 1) > 1e-6:
+            raise ValueError(f"splits are {list(splits)}; three shares that add up to 1 are expected")
+        triplets = read_triplets(Path(path))
+        ends = [round(sum(splits[: i + 1]) * len(triplets)) for i in range(3)]
+        first = names.index(split)
+        chosen = triplets[ends[first - 1] if first else 0 : ends[first]]
+        if not chosen:
+            raise ValueError(f"split '{split}' of '{path}' holds none of its {len(triplets)} triplets")
+        crop = "center" if min_resize_res == max_resize_res == crop_res else "random"
+        view = JointCrop(crop_res, min_resize_res, max_resize_res, crop, flip_prob)
+        super().__init__(chosen, [t.photo or t.id for t in chosen], view, False, repeats, seed, 0.0, None)
+
+    def sentence(self, triplet: Pair, rng: np.random.Generator) -> str:
+        """Return the triplet's instruction."""
+        return triplet.instruction
+
+    def pictures(self, triplet: Pair, flip: bool, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Return ``input`` and ``edited`` as one view shows them, each ``3 h w`` in [-1, 1]."""
+        before, after = to_common_aspect(open_rgb(triplet.input), open_rgb(triplet.edited))
+        view = self.view.draw(before.width / before.height, rng, flip)
+        sides = {"input": before, "edited": after}
+        return {name: to_tensor(self.view.apply(image, view))[0] for name, image in sides.items()}
+
+    def files(self, triplet: Pair) -> list[Path]:
+        """Return the triplet's two paths."""
+        return [triplet.input, triplet.edited]
+
+
+def read_triplets(folder: Path) -> list[Pair]:
+    """Return a folder's triplets, sorted. Raises FileNotFoundError for none, ValueError for a row that cannot be read or
+    a pair without its instruction."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder of triplets '{folder}' does not exist")
+    if (folder / ROWS).is_file():
+        return _rows(folder)
+    triplets = find_pairs(folder)
+    if triplets[0].instruction is None:
+        raise ValueError(f"'{folder}' holds pairs without instructions; a seeds.json or a {ROWS} is expected")
+    return triplets
+
+
+def _rows(folder: Path) -> list[Pair]:
+    triplets = []
+    for number, line in enumerate((folder / ROWS).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of '{folder / ROWS}'"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is no JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is no mapping of columns to values")
+        found = {}
+        for name, columns in COLUMNS.items():
+            column = next((c for c in columns if isinstance(row.get(c), str) and row[c].strip()), None)
+            if column is None:
+                raise ValueError(f"{where} lacks the {name}; a column {', '.join(columns[:3])} ... is expected")
+            found[name] = row[column]
+        for name in ("input", "edited"):
+            if not (folder / found[name]).is_file():
+                raise FileNotFoundError(f"{where} names '{found[name]}', which does not exist")
+        paths = (folder / found["input"], folder / found["edited"])
+        triplets.append(Pair(f"{number:08d}", *paths, instruction=found["instruction"], photo=found["input"]))
+    if not triplets:
+        raise FileNotFoundError(f"'{folder / ROWS}' is empty")
+    return triplets

@@ -1,0 +1,138 @@
+"""ImageGenerator: pictures from text alone, by Stable Diffusion or a DreamBooth of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ldm.checkpoint import Checkpoint, fingerprint
+from ldm.data.images import to_images
+from ldm.diffusion.conditioning import Conditioning
+from ldm.diffusion.guidance import GuidedDenoiser
+from ldm.diffusion.samplers import get_sampler, noise_source
+from ldm.diffusion.schedule import SPACINGS, make_sigmas
+from ldm.inference.editor import BEST_SPACING
+from ldm.models.build import choose_device, choose_precision, load_model
+from ldm.modules.cpu_inference import pack
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How to make pictures from text. scale: of guidance; negative: text that takes the place of the empty one; width
+    and height in pixels."""
+
+    scale: float = 7.5
+    steps: int = 50
+    sampler: str = "ddim"
+    spacing: str = "auto"
+    width: int = 512
+    height: int = 512
+    negative: str = ""
+
+    @classmethod
+    def of_checkpoint(cls, metadata: dict[str, Any], **chosen: Any) -> TextSettings:
+        """Return the settings that a checkpoint's file recommends (``text_defaults``), with those chosen over them."""
+        recommended = metadata.get("text_defaults") or {}
+        unknown = (
+            set(recommended) - set(cls.__dataclass_fields__) if isinstance(recommended, dict) else {"text_defaults"}
+        )
+        if unknown:
+            raise ValueError(f"the checkpoint recommends {sorted(unknown)[0]!r}, which is no setting for text to image")
+        return cls(**{**recommended, **{k: v for k, v in chosen.items() if v is not None}})
+
+    def checked(self, grid: int) -> TextSettings:
+        """Return the settings with "auto" resolved; raise ValueError for what makes no sense."""
+        get_sampler(self.sampler)
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; at least 1 is needed")
+        if not 0 <= self.scale <= 100:
+            raise ValueError(f"scale is {self.scale}; 0 to 100 is expected")
+        for name in ("width", "height"):
+            if getattr(self, name) < grid or getattr(self, name) % grid:
+                raise ValueError(f"{name} is {getattr(self, name)}; a multiple of {grid} is needed")
+        if self.spacing not in ("auto", *SPACINGS):
+            raise ValueError(f"unknown spacing '{self.spacing}'; known: auto, {', '.join(SPACINGS)}")
+        spacing = BEST_SPACING.get(self.sampler, "uniform") if self.spacing == "auto" else self.spacing
+        return TextSettings(**{**self.__dict__, "spacing": spacing})
+
+
+class ImageGenerator:
+    """Makes pictures from sentences with one model.
+
+    >>> generator = ImageGenerator.from_checkpoint("sd-v1-4.ckpt")
+    >>> generator.generate(["a sks dog on the beach"], seeds=[1])[0].save("beach.png")
+    """
+
+    def __init__(self, model: Any, precision: str = "fp32"):
+        """model: a LatentDiffusion with conditioning_key crossattn. Raises ValueError for an editor."""
+        if model.has_picture_input:
+            raise ValueError(
+                "this checkpoint edits pictures (8 input channels); pictures from text need one of 4, such as "
+                "Stable Diffusion"
+            )
+        self.model, self.precision = model, precision
+        self.checkpoint, self.checkpoint_hash, self.weights = "", "", ""
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        ckpt: str | Path | Checkpoint,
+        config: Any = None,
+        vae_ckpt: str | Path | None = None,
+        weights: str = "auto",
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> ImageGenerator:
+        """Load a checkpoint as ``ImageEditor.from_checkpoint`` does."""
+        place = choose_device(device)
+        precision = choose_precision(precision, place)
+        generator = cls(load_model(ckpt, config, vae_ckpt, weights, place, precision), precision)
+        if place.type == "cpu":
+            pack(generator.model.model)
+            pack(generator.model.first_stage_model)
+        path = ckpt.path if isinstance(ckpt, Checkpoint) else Path(ckpt)
+        generator.checkpoint, generator.weights = str(path), weights
+        generator.checkpoint_hash = fingerprint(path)
+        return generator
+
+    @torch.no_grad()
+    def generate(
+        self,
+        texts: Sequence[str],
+        settings: TextSettings | None = None,
+        seeds: Sequence[int] = (0,),
+        progress: Callable[[], None] | None = None,
+    ) -> list[Image.Image]:
+        """Return one picture for each text, in one batch; a picture depends on its own text, seed and settings.
+
+        seeds: one for each, or one from which they count up. Raises ValueError for empty texts and settings out of
+        range, FloatingPointError if a result is not finite.
+        """
+        model, texts, seeds = self.model, list(texts), list(seeds)
+        settings = (settings or TextSettings()).checked(model.grid())
+        if not texts or any(not text.strip() for text in texts):
+            raise ValueError("the text is empty; say what to draw, like 'a sks dog on the beach'")
+        if len(seeds) == 1:
+            seeds = [seeds[0] + i for i in range(len(texts))]
+        if len(seeds) != len(texts):
+            raise ValueError(f"{len(seeds)} seeds for {len(texts)} texts; give 1 or {len(texts)}")
+        states = torch.cat([model.get_learned_conditioning([text]) for text in texts])
+        null = model.get_learned_conditioning([settings.negative])
+        denoise = GuidedDenoiser(model.denoiser(), Conditioning(states), null, settings.scale)
+        f = model.first_stage_model.downsampling
+        start = torch.zeros(
+            len(texts), model.latent_channels, settings.height // f, settings.width // f, device=model.device
+        )
+        sigmas = make_sigmas(model.schedule, settings.steps, settings.spacing).to(model.device)
+        noise = noise_source(start, [torch.Generator(model.device).manual_seed(seed) for seed in seeds])
+        callback = None if progress is None else (lambda *_: progress())
+        z = get_sampler(settings.sampler)(denoise, noise() * sigmas[0], sigmas, noise, callback)
+        pictures = model.decode_first_stage(z).float()
+        if not pictures.isfinite().all():
+            raise FloatingPointError(f"the picture is not finite in {self.precision}; use --precision fp32 (or bf16)")
+        return to_images(pictures)

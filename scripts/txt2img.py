@@ -1,0 +1,56 @@
+"""Make pictures from text with a text-to-image model; with --class-images, the class pictures of DreamBooth."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ldm import cli  # noqa: E402
+
+SHIPPED = ROOT / "data" / "spriteworld" / "text-to-image.safetensors"
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(prog="txt2img.py", description=__doc__, allow_abbrev=False)
+    p.add_argument("--prompt", nargs="+", required=True, help="sentence(s)")
+    p.add_argument("--output", default="logs/txt2img", help="a file for one picture, a folder for several")
+    p.add_argument("--ckpt", help="default: the shipped sprite-world model")
+    p.add_argument("--class-images", type=int, metavar="N", help="fill --output with N pictures of the first prompt")
+    p.add_argument("--num-samples", type=int, default=1, help="pictures of each prompt, seeds counting up")
+    p.add_argument("--batch-size", type=int, default=1)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--scale", type=float, help="guidance scale; default: the checkpoint's own, else 7.5")
+    p.add_argument("--negative", help="text that takes the place of the empty one in guidance")
+    p.add_argument("--steps", type=int, help="default: the checkpoint's own, else 50")
+    p.add_argument("--sampler", help="ddim (default), euler, euler_a, heun, dpmpp_2m, dpmpp_2m_sde, unipc")
+    p.add_argument("--spacing", choices=("auto", "uniform", "karras"))
+    p.add_argument("--width", type=int, help="default: the checkpoint's own, else 512")
+    p.add_argument("--height", type=int)
+    p.add_argument("--config", help="YAML; default: the checkpoint's own, or told by its shapes")
+    p.add_argument("--vae-ckpt", help="take the first stage from this file instead")
+    p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"))
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
+    args = p.parse_args()
+    if args.class_images is not None and args.class_images < 1:
+        p.error("--class-images needs a number from 1")
+    return args
+
+
+def main() -> int:
+    args = parse()
+    from ldm.inference.text_job import make_pictures
+
+    if args.ckpt is None:
+        args.ckpt = SHIPPED
+        logging.info("no --ckpt given: using the small sprite-world model %s", SHIPPED.relative_to(ROOT))
+    for path in make_pictures(args):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "txt2img.py")
