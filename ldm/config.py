@@ -10,7 +10,7 @@ import difflib
 import importlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,13 @@ NO_EFFECT = {
 }
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> DictConfig:
+def load_config(
+    path: str | Path, overrides: list[str] | tuple[str, ...] = (), also: Mapping[str, Iterable[str]] | None = None
+) -> DictConfig:
     """Read a YAML file, merged over its ``base:`` (a path, or a list, relative to the file), then the overrides.
 
-    overrides: ``key.sub=value`` strings. An override of a key that the file does not have is an error.
+    overrides: ``key.sub=value`` strings. An override of a key that the file does not have is an error, unless ``also``
+    lists it for its section (keys that a section may have beside those that the file sets).
     Raises FileNotFoundError for a missing file; ValueError for text that is no YAML mapping, or an unknown key.
     """
     config = _read(Path(path), ())
@@ -77,7 +80,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         key, sign, _ = text.partition("=")
         if not sign:
             raise ValueError(f"override '{text}' is not of the form key=value")
-        _check_key(config, key)
+        _check_key(config, key, also or {})
     try:
         return OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
@@ -125,15 +128,18 @@ def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     return OmegaConf.merge(merged, config)
 
 
-def _check_key(config: DictConfig, dotted: str) -> None:
+def _check_key(config: DictConfig, dotted: str, also: Mapping[str, Iterable[str]]) -> None:
     node, walked = config, []
     for part in dotted.split("."):
         if isinstance(node, DictConfig):
-            # these may be filled freely: the class itself says which parameters it has, the run which settings
-            if walked and walked[-1] in ("params", "training"):
+            # "params" may be filled freely: the class itself says which parameters it has
+            if walked and walked[-1] == "params":
+                return
+            more = list(also.get(".".join(walked), ()))
+            if part not in node and part in more:
                 return
             if part not in node:
-                raise ValueError(f"unknown key '{dotted}'{nearest(part, [str(k) for k in node])}")
+                raise ValueError(f"unknown key '{dotted}'{nearest(part, [str(k) for k in node] + more)}")
             node = node[part]
         else:
             raise ValueError(f"unknown key '{dotted}': '{'.'.join(walked)}' is a value, it has no keys")

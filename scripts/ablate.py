@@ -20,7 +20,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    from ldm.evaluation.ablation import read_ablation, run_ablation
+    from ldm.training.ablation import read_ablation, run_ablation
 
     print(run_ablation(read_ablation(args.ablations), ROOT, args.work, args.output))
     return 0

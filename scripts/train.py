@@ -16,9 +16,7 @@ CONFIGS = ROOT / "configs"
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
     p.add_argument(
-        "config",
-        nargs="?",
-        help="YAML file; default: stable-diffusion/v1-finetune_unfrozen.yaml with --ckpt, else the sprite world's",
+        "config", nargs="?", help="YAML file; default: v1-finetune_unfrozen.yaml with --ckpt, else the sprite world's"
     )
     p.add_argument("overrides", nargs="*", help="key.sub=value, over the file")
     p.add_argument("--data", help="folder that generate_dataset.sh made")
@@ -57,7 +55,7 @@ def main() -> int:
     from omegaconf import OmegaConf
 
     from ldm.config import anchored, load_config
-    from ldm.training.run import finished, train
+    from ldm.training.run import DEFAULTS, finished, train
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -67,10 +65,11 @@ def main() -> int:
         )
         args.config = CONFIGS / shipped
         logging.info("training by configs/%s", shipped)
-    config = load_config(args.resume / "config.yaml" if args.resume else args.config, chosen(args))
-    for key in ("devices", "num_nodes"):
-        if getattr(args, key) is not None:
-            config = OmegaConf.merge(config, {"training": {key: getattr(args, key)}})
+    config = load_config(
+        args.resume / "config.yaml" if args.resume else args.config, chosen(args), {"training": DEFAULTS}
+    )
+    machines = {key: getattr(args, key) for key in ("devices", "num_nodes") if getattr(args, key) is not None}
+    config = OmegaConf.merge(config, {"training": machines})
     name = args.name or (Path(args.config).stem if args.config else "")
     run = train(anchored(config, ROOT), name, args.logs, args.resume)
     print(run)

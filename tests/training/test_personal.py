@@ -21,7 +21,7 @@ from ldm.models.build import CONFIGS
 from ldm.spriteworld.scene import draw, subject_scene, swap
 from ldm.training.data import encoder_of
 from ldm.training.memory import parameter_counts
-from ldm.training.run import train
+from ldm.training.run import DEFAULTS, train
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -65,7 +65,8 @@ def overrides(pairs, **more):
 
 
 def config(pairs, **more):
-    return load_config(CONFIGS.parent / "spriteworld" / "instruct2dream.yaml", overrides(pairs, **more))
+    path = CONFIGS.parent / "spriteworld" / "instruct2dream.yaml"
+    return load_config(path, overrides(pairs, **more), {"training": DEFAULTS})
 
 
 def logged(run, name):

@@ -18,7 +18,7 @@ from ldm.data.images import save_image
 from ldm.evaluation.subject_jobs import compare_subject
 from ldm.inference.dataset_job import make_dataset
 from ldm.spriteworld.scene import SUBJECTS
-from ldm.training.run import finished, train
+from ldm.training.run import DEFAULTS, finished, train
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def _trained(
         last = max(ablation.steps)
         overrides = [f"dataset.root={pairs}", f"training.max_steps={last}", f"training.seed={seed}"]
         overrides += [f"data.params.seed={seed}", f"training.keep_at={ablation.steps}", "training.sheet_every=0"]
-        config = anchored(load_config(root / ablation.config, [*overrides, *changes]), root)
+        config = anchored(load_config(root / ablation.config, [*overrides, *changes], {"training": DEFAULTS}), root)
         run = next((run for run in runs if finished(run)), None)
         if run is None:
             logger.info("training '%s' on %s, seed %d", name, subject, seed)
