@@ -15,17 +15,17 @@ DATA = ROOT / "data" / "spriteworld"
 
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="spriteworld.py", description=__doc__, allow_abbrev=False)
-    p.add_argument("what", choices=("sheet", "measure", "photos", "recogniser", "scale", "subject"))
+    p.add_argument("what", choices=("sheet", "measure", "photos", "recogniser", "scale", "subject", "curves"))
     p.add_argument("--output", type=Path, help="sheet: a PNG; measure: a folder for the table and a sheet of edits")
     p.add_argument("--ckpt", type=Path, default=DATA / "editor.safetensors", help="measure: an editor or first stage")
     p.add_argument("--scenes", type=int, default=200, help="measure: fresh scenes per kind of edit")
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--run", type=Path, help="subject: the run folder that learned it")
+    p.add_argument("--run", type=Path, nargs="+", help="subject: the run folder that learned it; curves: run folders")
     p.add_argument("--subject", default="biscuit", help="subject: whose photos it learned from")
     p.add_argument("--steps", type=int, default=1200, help="recogniser: training steps")
     args = p.parse_args()
-    if args.what == "subject" and args.run is None:
-        p.error("subject needs --run, the run folder that learned it")
+    if args.what in ("subject", "curves") and args.run is None:
+        p.error(f"{args.what} needs --run")
     return args
 
 
@@ -42,10 +42,12 @@ def main() -> int:
             print(path)
     elif args.what == "recogniser":
         print(json.dumps(jobs.make_recognisers(DATA, args.steps), indent=2))
+    elif args.what == "curves":
+        print(jobs.draw_curves(args.run, args.output or DATA / "curves.png"))
     elif args.what == "subject":
         from ldm.evaluation.subject_jobs import compare_subject
 
-        print(compare_subject(args.ckpt, args.run, args.subject, DATA, args.scenes, args.seed, args.output))
+        print(compare_subject(args.ckpt, args.run[0], args.subject, DATA, args.scenes, args.seed, args.output))
     else:
         print(jobs.measure_checkpoint(args.ckpt, DATA, args.scenes, args.seed, args.output))
     return 0

@@ -14,6 +14,7 @@ from ldm.checkpoint import read_checkpoint
 from ldm.config import instantiate_from_config
 from ldm.data.images import save_image
 from ldm.evaluation import spriteworld as world
+from ldm.evaluation.curves import curves
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.build import config_for
@@ -32,6 +33,12 @@ def world_sheet(path: Path) -> Path:
         column += [draw(make(np.random.default_rng([4, k, i]), style=s)) for i, s in enumerate(STYLES[1:])]
         columns.append(column)
     save_image(grid(columns), path)
+    return path
+
+
+def draw_curves(runs: list[Path], path: Path) -> Path:
+    """Write the loss curves of runs as one picture; return its path."""
+    save_image(curves(runs), path)
     return path
 
 
