@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint import METADATA_KEY, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +25,18 @@ class Checkpoints(pl.Callback):
     """
 
     def __init__(
-        self, folder: Path, keep_at: list[int], every: int, metadata: dict[str, Any], suffix: str = ".safetensors"
+        self,
+        folder: Path,
+        keep_at: list[int],
+        every: int,
+        metadata: dict[str, Any],
+        suffix: str = ".safetensors",
+        run_config: dict[str, Any] | None = None,
     ):
         """keep_at: optimiser steps whose weights are kept; every: steps between two writings of ``last.ckpt``; suffix:
-        of the kept weights, .safetensors or .ckpt."""
+        of the kept weights, .safetensors or .ckpt; run_config: goes into ``last.ckpt``, to be compared on resuming."""
         self.folder, self.keep_at, self.every, self.metadata = folder, set(keep_at), every, metadata
-        self.suffix = suffix
+        self.suffix, self.run_config = suffix, run_config
         self._done = -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
@@ -44,6 +50,10 @@ class Checkpoints(pl.Callback):
         if step % self.every == 0:
             self.save_last(trainer)
 
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Put what the weights carry, and the run's own config, into a full checkpoint."""
+        checkpoint[METADATA_KEY] = {**self.metadata, "run_config": self.run_config}
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``last.ckpt`` at the end, also when the run was told to stop."""
         self.save_last(trainer)
@@ -52,9 +62,13 @@ class Checkpoints(pl.Callback):
         """Write ``last.ckpt``: weights, optimiser, schedules, and how far the run is."""
         path = self.folder / "last.ckpt"
         temporary = path.with_name(".last.ckpt.tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, path)
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # torch says a full disk with a RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise OSError(f"cannot write '{path}' ({error}); what was saved before is still there") from error
 
     def keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the weights alone, in fp16, by the published names."""

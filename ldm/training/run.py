@@ -40,6 +40,7 @@ DEFAULTS = {
     "edit_defaults": None,  # settings that editing with the kept weights starts from
     "text_defaults": None,  # the same for text to image
     "weights_suffix": ".safetensors",  # of the kept weights: .safetensors or .ckpt
+    "wandb": None,  # a Weights & Biases project to log to, too
     "validate_every": 0,  # steps between two validations on held-out pairs, 0: none
 }
 
@@ -106,17 +107,15 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
     """
     config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     settings = settings_of(config)
+    precision = choose_precision(settings["precision"])
+    _check_together(config, settings, precision)
     last = None
     if resume is not None:
-        folder, last = resume, resume / "checkpoints" / "last.ckpt"
+        folder = resume
+        last = folder / "checkpoints" / "last.ckpt"
         if not last.is_file():
             raise FileNotFoundError(f"run '{resume}' has no checkpoints/last.ckpt to resume from")
-    elif rank_zero_only.rank == 0:
-        folder = new_run_folder(logs, name)
-        OmegaConf.save(config, folder / "config.yaml")
-    else:
-        folder = logs / name  # only the first process writes
-    precision = choose_precision(settings["precision"])
+        _check_unchanged(config, last)
     pl.seed_everything(settings["seed"], verbose=False)
     logger.info(estimate(config))
     model = instantiate_from_config(config["model"])
@@ -124,6 +123,11 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
     if torch.cuda.is_available():  # on a CPU, group norm's backward is several times slower in that layout
         model.to(memory_format=torch.channels_last)
     data = build_data(config, settings, model, logs, last)
+    if resume is None:
+        folder = logs / name  # only the first process writes
+        if rank_zero_only.rank == 0:
+            folder = new_run_folder(logs, name)
+            OmegaConf.save(config, folder / "config.yaml")
     stop = StopOnSignal()
     trainer = _trainer(config, settings, folder, precision, stop, data)
     trainer.fit(model, datamodule=data, ckpt_path=None if last is None else str(last), weights_only=False)
@@ -144,7 +148,14 @@ def _trainer(
         metadata["recipe"] = data.recipe
     keep_at = settings["keep_at"] or [settings["max_steps"]]
     callbacks: list[pl.Callback] = [
-        Checkpoints(folder / "checkpoints", keep_at, settings["save_every"], metadata, settings["weights_suffix"]),
+        Checkpoints(
+            folder / "checkpoints",
+            keep_at,
+            settings["save_every"],
+            metadata,
+            settings["weights_suffix"],
+            _fixed(config),
+        ),
         TQDMProgressBar(refresh_rate=settings["log_every"]),
         MemoryUsed(),
         stop,
@@ -154,6 +165,9 @@ def _trainer(
     if settings["sheet_every"]:
         drawer = instantiate_from_config(settings["sheet"])
         callbacks.append(Sheets(folder / "images", settings["sheet_every"], drawer))
+    loggers = [CSVLogger(folder, name="", version="metrics"), TensorBoardLogger(folder, name="", version="metrics")]
+    if settings["wandb"]:
+        loggers.append(_wandb(settings["wandb"], folder))
     return pl.Trainer(
         max_steps=settings["max_steps"],
         max_epochs=-1,
@@ -163,7 +177,7 @@ def _trainer(
         precision=precision,
         accumulate_grad_batches=settings["accumulate"],
         gradient_clip_val=settings["gradient_clip"],
-        logger=[CSVLogger(folder, name="", version="metrics"), TensorBoardLogger(folder, name="", version="metrics")],
+        logger=loggers,
         log_every_n_steps=settings["log_every"],
         callbacks=callbacks,
         enable_checkpointing=False,
@@ -171,6 +185,53 @@ def _trainer(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+
+
+def _fixed(config: Any) -> dict[str, Any]:
+    """What of a config may not change between a run's parts: model and data, but for the learning rate's schedule."""
+    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    params = {k: v for k, v in (plain["model"].get("params") or {}).items() if k != "scheduler_config"}
+    return {"model": {**plain["model"], "params": params}, "data": plain["data"]}
+
+
+def _check_unchanged(config: DictConfig, last: Path) -> None:
+    """Raise ValueError if a run was begun with another model or other data than its config now says."""
+    begun = read_checkpoint(last).metadata.get("run_config")
+    if begun is not None and begun != _fixed(config):
+        other = _first_difference(begun, _fixed(config))
+        raise ValueError(
+            f"the run was begun with another config: {other}; put its config.yaml back, or begin a new run with "
+            "model.params.ckpt_path set to what this one kept"
+        )
+
+
+def _first_difference(a: Any, b: Any, path: str = "") -> str:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(k for k in b if k not in a)]:
+            if a.get(key) != b.get(key) or (key in a) != (key in b):
+                return _first_difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+    return f"{path} was {a!r}, is {b!r}"[:200]
+
+
+def _wandb(project: str, folder: Path) -> Any:
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ImportError("training.wandb needs the package wandb: pip install 'instruct2dream[wandb]'") from error
+    from pytorch_lightning.loggers import WandbLogger
+
+    return WandbLogger(project=project, name=folder.name, save_dir=str(folder))
+
+
+def _check_together(config: DictConfig, settings: dict[str, Any], precision: str) -> None:
+    """Raise ValueError for settings that exclude each other."""
+    optimizer = config["model"].get("params", {}).get("optimizer_config") or {}
+    fused = bool((optimizer.get("params") or {}).get("fused"))
+    if precision == "16-mixed" and fused and settings["gradient_clip"]:
+        raise ValueError(
+            "fp16 with gradient clipping cannot use a fused optimiser: set model.params.optimizer_config.params.fused="
+            "false, or training.gradient_clip=null"
+        )
 
 
 def _inference_params(params: dict[str, Any]) -> dict[str, Any]:

@@ -240,3 +240,20 @@ def test_parameters_are_counted_without_building_them(pairs):
 def test_pairs_without_regularization_refuse_a_batch_of_them(pairs):
     with pytest.raises(ValueError, match="no regularization pairs"):
         PairDataModule({"target": "ldm.data.personalized_edit.PersonalizedEdit"}, reg_batch_size=2)
+
+
+def test_a_run_begun_with_another_config_is_not_resumed(pairs, tmp_path):
+    run = train(config(pairs, steps=1), "begun", tmp_path)
+    kept = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(kept.replace("reg_weight: 1.0", "reg_weight: 0.5"))
+    with pytest.raises(ValueError, match=r"model\.params\.reg_weight was 1\.0, is 0\.5"):
+        train(load_config(run / "config.yaml"), "", tmp_path, resume=run)
+    (run / "config.yaml").write_text(kept.replace("max_steps: 1", "max_steps: 2").replace("- 1\n", "- 2\n"))
+    train(load_config(run / "config.yaml"), "", tmp_path, resume=run)
+    assert (run / "checkpoints" / "step=2.safetensors").is_file()
+
+
+def test_what_cannot_be_trained_leaves_no_run_folder(pairs, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        train(config(tmp_path / "nowhere"), "none", tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
