@@ -105,7 +105,7 @@ def measure_checkpoint(ckpt: Path, data: Path, n: int, seed: int, output: Path |
     edit = None
     if "unet" in checkpoint.families():
         judges = [load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
-        editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="fp32")
+        editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
         edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
         found |= world.measure(edit, *judges, n=n, seed=seed)
     text = world.table(found)

@@ -45,7 +45,7 @@ def compare_subject(
         checkpoint = read_checkpoint(path)
         recipe = checkpoint.metadata.get("recipe") or {}
         trained = tuple(recipe.get("source_words") or trained)
-        editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="fp32")
+        editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
         edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
         identifier = recipe.get("identifier", "")
         figures, diversity = subjects.subject_figures(edit, subject, recogniser, photos, trained, identifier, n, seed)
