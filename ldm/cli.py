@@ -14,7 +14,16 @@ import torch
 def run(main: Callable[[], int | None], name: str) -> None:
     """Call ``main`` and leave with its exit code: 0 done, 2 for a mistake that the message explains, 130 on Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
-    for noisy in ("transformers", "pytorch_lightning", "lightning", "PIL", "fsspec", "torch"):
+    for noisy in (
+        "transformers",
+        "pytorch_lightning",
+        "lightning",
+        "lightning_fabric",
+        "lightning_utilities",
+        "PIL",
+        "fsspec",
+        "torch",
+    ):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|transformers|kornia)\..*")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from ldm.checkpoint import METADATA_KEY, save_checkpoint
 
@@ -77,6 +80,15 @@ class Checkpoints(pl.Callback):
             state = {k: v.half() if v.is_floating_point() else v for k, v in pl_module.export_state().items()}
             save_checkpoint(path, state, {**self.metadata, "step": trainer.global_step})
             logger.info("weights of step %d: %s", trainer.global_step, path)
+
+
+class ProgressBar(TQDMProgressBar):
+    """The bar of the steps, on stderr, and only where somebody watches: standard output is for results."""
+
+    def init_train_tqdm(self) -> Tqdm:
+        """Return the bar."""
+        disable = self.is_disabled or not sys.stderr.isatty()
+        return Tqdm(desc="Training", disable=disable, leave=True, dynamic_ncols=True, file=sys.stderr, smoothing=0)
 
 
 class Sheets(pl.Callback):

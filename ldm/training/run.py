@@ -10,15 +10,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.checkpoint import read_checkpoint
 from ldm.config import instantiate_from_config, nearest
-from ldm.training.callbacks import Checkpoints, Sheets, StopOnSignal
+from ldm.training.callbacks import Checkpoints, ProgressBar, Sheets, StopOnSignal
 from ldm.training.data import build_data
 from ldm.training.memory import MemoryUsed, estimate
+from ldm.training.metrics import merge, set_aside
 from ldm.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -128,9 +128,15 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
         if rank_zero_only.rank == 0:
             folder = new_run_folder(logs, name)
             OmegaConf.save(config, folder / "config.yaml")
+    if rank_zero_only.rank == 0:
+        set_aside(folder / "metrics")
     stop = StopOnSignal()
     trainer = _trainer(config, settings, folder, precision, stop, data)
-    trainer.fit(model, datamodule=data, ckpt_path=None if last is None else str(last), weights_only=False)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=None if last is None else str(last), weights_only=False)
+    finally:
+        if trainer.is_global_zero:
+            merge(folder / "metrics")
     if trainer.global_step < settings["max_steps"]:
         logger.warning("stopped at step %d; go on with --resume %s", trainer.global_step, folder)
     return folder
@@ -156,7 +162,7 @@ def _trainer(
             settings["weights_suffix"],
             _fixed(config),
         ),
-        TQDMProgressBar(refresh_rate=settings["log_every"]),
+        ProgressBar(refresh_rate=settings["log_every"]),
         MemoryUsed(),
         stop,
     ]

@@ -69,6 +69,8 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(make, tmp_pat
     monkeypatch.undo()
     assert not (broken / "checkpoints" / f"step={steps}.safetensors").exists()
     train(load_config(broken / "config.yaml"), "", tmp_path, resume=broken)
+    assert losses(broken) == losses(unbroken)  # one file, each step once
+    assert not list((broken / "metrics").glob("part-*"))
     a, b = weights(unbroken, steps), weights(broken, steps)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
