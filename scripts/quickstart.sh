@@ -22,7 +22,7 @@ echo "quickstart: 2 of 3, teaching \"sks $class_word\" in 800 steps"
 run="$(bash train.sh --data "$pairs" --name "$subject" "$@" | tail -n 1)"
 
 echo "quickstart: 3 of 3, measuring on new pictures"
-"$python" scripts/spriteworld.py subject --run "$run" --subject "$subject" --scenes 60
+"$python" scripts/spriteworld.py subject --run "$run" --subject "$subject" --scenes 20
 
 echo "quickstart: done in $(((SECONDS - begin) / 60)) min $(((SECONDS - begin) % 60)) s"
 echo "  pairs      $pairs/training-contact-sheet.png"

@@ -444,6 +444,16 @@ def test_another_noise_schedule_is_refused(tmp_path, raw):
         load_model(tmp_path / "x.safetensors", config())
 
 
+@pytest.mark.parametrize(("name", "value"), [("scale_factor", 0.5), ("parameterization", "x0")])
+def test_weights_that_mean_another_scale_or_prediction_are_refused(tmp_path, raw, name, value):
+    carried = OmegaConf.to_container(config(), resolve=True)
+    carried["model"]["params"][name] = value
+    save_checkpoint(tmp_path / "x.safetensors", raw, {"config": carried})
+    with pytest.raises(ValueError, match=rf"trained with {name} .*set model\.params\.{name}={value}"):
+        load_model(tmp_path / "x.safetensors", config())
+    assert getattr(load_model(tmp_path / "x.safetensors"), name) == value
+
+
 MEASURE = """
 import sys, threading, time, json
 import torch

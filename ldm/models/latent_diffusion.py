@@ -137,7 +137,21 @@ class LatentDiffusion(pl.LightningModule):
         theirs, ours = checkpoint.tensors.get("alphas_cumprod"), self.schedule.alphas_cumprod
         if theirs is not None and (theirs.shape != ours.shape or (theirs.float() - ours).abs().max() > 1e-3):
             raise ValueError(f"'{checkpoint.path}' has another noise schedule than the config (alphas_cumprod)")
+        self._check_carried(checkpoint)
         return load_into(self, checkpoint, weights, dtype_of)
+
+    def _check_carried(self, checkpoint: Checkpoint) -> None:
+        """Refuse weights that say themselves that they mean another prediction or another scale of the latents."""
+        config = checkpoint.metadata.get("config")
+        node = config.get("model") if isinstance(config, dict) else None
+        params = node.get("params") if isinstance(node, dict) else None
+        for name in ("parameterization", "scale_factor") if isinstance(params, dict) else ():
+            theirs, ours = params.get(name), getattr(self, name)
+            if theirs is not None and theirs != ours:
+                raise ValueError(
+                    f"'{checkpoint.path}' was trained with {name} {theirs!r}, the config says {ours!r}; set "
+                    f"model.params.{name}={theirs}"
+                )
 
     @property
     def has_picture_input(self) -> bool:
