@@ -42,6 +42,10 @@ class Checkpoints(pl.Callback):
         self.suffix, self.run_config = suffix, run_config
         self._done = -1
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the step that the run begins or goes on at: nothing is due before the next one is complete."""
+        self._done = trainer.global_step
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Write what is due at this step."""
         step = trainer.global_step
@@ -54,7 +58,15 @@ class Checkpoints(pl.Callback):
             self.save_last(trainer)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Put what the weights carry, and the run's own config, into a full checkpoint."""
+        """Put what the weights carry, and the run's own config, into a full checkpoint.
+
+        Lightning counts a batch as completed only after the hook that saves here; left so, a resumed run would do the
+        next batch under this one's number, and accumulate by the wrong ones.
+        """
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+        for counts in progress.values():
+            if isinstance(counts, dict) and "completed" in counts:
+                counts["completed"] = counts["processed"]
         checkpoint[METADATA_KEY] = {**self.metadata, "run_config": self.run_config}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -99,6 +111,10 @@ class Sheets(pl.Callback):
         self.folder, self.every, self.draw = folder, every, draw
         self._done = -1
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the step that the run begins or goes on at."""
+        self._done = trainer.global_step
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Draw at this step if it is due."""
         step = trainer.global_step
@@ -132,7 +148,9 @@ class StopOnSignal(pl.Callback):
         self.received = number
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Ask the trainer to stop after this step."""
+        """Ask the trainer to stop after this step; inside an accumulation, after its last batch."""
+        if (args[2] + 1) % trainer.accumulate_grad_batches:
+            return
         told = self.received is not None
         if trainer.world_size > 1:  # all processes stop at the same step, whichever was told
             told = trainer.strategy.reduce_boolean_decision(told, all=False)
