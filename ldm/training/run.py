@@ -22,6 +22,8 @@ from ldm.training.metrics import merge, set_aside
 from ldm.training.validation import Validation
 
 logger = logging.getLogger(__name__)
+for _noisy in ("pytorch_lightning", "lightning_fabric"):  # they set their own levels when they are imported
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 DEFAULTS = {
     "max_steps": 800,  # optimiser steps
