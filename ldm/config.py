@@ -91,20 +91,13 @@ def anchored(config: DictConfig, root: Path) -> DictConfig:
     """Return the config with shipped files found from any directory: a relative ``ckpt_path``, or ``dataset.root``,
     that is not there but is there under ``root`` becomes absolute."""
 
-    def walk(node: Any) -> None:
-        if not isinstance(node, DictConfig):
-            return
-        for key in node:
-            value = node._get_node(key)._value() if node._get_node(key) is not None else None
-            if key in ("ckpt_path", "root") and isinstance(value, str) and not Path(value).exists():
-                if (root / value).exists():
-                    node[key] = str(root / value)
-            else:
-                walk(node._get_node(key))
+    def placed(node: Any, key: str = "") -> Any:
+        if isinstance(node, dict):
+            return {k: placed(v, k) for k, v in node.items()}
+        shipped = key in ("ckpt_path", "root") and isinstance(node, str) and not Path(node).exists()
+        return str(root / node) if shipped and (root / node).exists() else node
 
-    config = config.copy()
-    walk(config)
-    return config
+    return OmegaConf.create(placed(OmegaConf.to_container(config, resolve=False)))
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:

@@ -50,7 +50,6 @@ def parse() -> argparse.Namespace:
         for name, value in SHIPPED.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
-        logging.getLogger().setLevel(logging.INFO)
     missing = [name for name in ("photos", "class_word", "source_words", "output", "ckpt") if not getattr(args, name)]
     if missing:
         p.error(f"--{missing[0].replace('_', '-')} is needed (or no --photos and no --ckpt: the sprite world's)")

@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--devices", type=int, help="processes or GPUs on this machine")
     p.add_argument("--num-nodes", type=int, help="machines")
     p.add_argument("--threads", type=int, help="CPU threads")
-    args = p.parse_args()
+    args = p.parse_intermixed_args()  # overrides may stand between the flags
     if args.config is not None and "=" in args.config:
         args.overrides, args.config = [args.config, *args.overrides], None
     begins = (args.config, args.data, args.ckpt, args.identifier, args.class_word, *args.overrides)
@@ -65,15 +65,15 @@ def main() -> int:
         )
         args.config = CONFIGS / shipped
         logging.info("training by configs/%s", shipped)
-    config = load_config(
-        args.resume / "config.yaml" if args.resume else args.config, chosen(args), {"training": DEFAULTS}
-    )
+    source = args.resume / "config.yaml" if args.resume else args.config
+    config = load_config(source, chosen(args), {"training": DEFAULTS})
     machines = {key: getattr(args, key) for key in ("devices", "num_nodes") if getattr(args, key) is not None}
     config = OmegaConf.merge(config, {"training": machines})
     name = args.name or (Path(args.config).stem if args.config else "")
     run = train(anchored(config, ROOT), name, args.logs, args.resume)
-    print(run)
-    return 0 if finished(run) else 143  # told to stop before the end: as after SIGTERM
+    if run is not None:
+        print(run)
+    return 0 if run is None or finished(run) else 143  # told to stop before the end: as after SIGTERM
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from ldm.checkpoint import save_checkpoint
-from ldm.config import ALIASES, NO_EFFECT, get_class, instantiate_from_config, load_config
+from ldm.config import ALIASES, NO_EFFECT, anchored, get_class, instantiate_from_config, load_config
 from tests.conftest import build_tiny, tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -549,3 +549,18 @@ def test_the_installed_versions_are_the_pinned_ones(pins):
         except PackageNotFoundError:  # pragma: no cover
             pytest.fail(f"{name} is not installed")
         assert found.split("+")[0] == pins[name], name
+
+
+def test_shipped_files_are_found_from_any_directory(tmp_path, monkeypatch):
+    (tmp_path / "root" / "data").mkdir(parents=True)
+    (tmp_path / "root" / "data" / "w.ckpt").touch()
+    monkeypatch.chdir(tmp_path)
+    config = OmegaConf.create(
+        {"dataset": {"root": "gone"}, "model": {"ckpt_path": "data/w.ckpt", "params": {"x": "${dataset.root}/a"}}}
+    )
+    found = anchored(config, tmp_path / "root")
+    assert found.model.ckpt_path == str(tmp_path / "root" / "data" / "w.ckpt")
+    assert found.model.params.x == "gone/a"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "w.ckpt").touch()
+    assert anchored(config, tmp_path / "root").model.ckpt_path == "data/w.ckpt"  # the user's own comes first

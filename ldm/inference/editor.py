@@ -18,8 +18,7 @@ from ldm.diffusion.guidance import GuidedDenoiser, check_interval
 from ldm.diffusion.samplers import get_sampler, noise_source
 from ldm.diffusion.schedule import SPACINGS, make_sigmas
 from ldm.inference.masking import check_mask, composite, soft_mask
-from ldm.models.build import choose_device, choose_precision, load_model
-from ldm.modules.cpu_inference import pack
+from ldm.models.build import load_for_use
 
 logger = logging.getLogger(__name__)
 
@@ -114,13 +113,7 @@ class ImageEditor:
 
         Raises FileNotFoundError or ValueError with one line that says what was found.
         """
-        place = choose_device(device)
-        precision = choose_precision(precision, place)
-        model = load_model(ckpt, config, vae_ckpt, weights, place, precision)
-        editor = cls(model, precision)
-        if place.type == "cpu":
-            pack(model.model)
-            pack(model.first_stage_model)
+        editor = cls(*load_for_use(ckpt, config, vae_ckpt, weights, device, precision))
         path = ckpt.path if isinstance(ckpt, Checkpoint) else Path(ckpt)
         editor.checkpoint, editor.weights, editor.checkpoint_hash = str(path), weights, fingerprint(path)
         editor.vae_hash = "" if vae_ckpt is None else fingerprint(vae_ckpt)

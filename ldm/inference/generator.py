@@ -17,8 +17,7 @@ from ldm.diffusion.guidance import GuidedDenoiser
 from ldm.diffusion.samplers import get_sampler, noise_source
 from ldm.diffusion.schedule import SPACINGS, make_sigmas
 from ldm.inference.editor import BEST_SPACING
-from ldm.models.build import choose_device, choose_precision, load_model
-from ldm.modules.cpu_inference import pack
+from ldm.models.build import load_for_use
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,7 @@ class ImageGenerator:
         precision: str = "auto",
     ) -> ImageGenerator:
         """Load a checkpoint as ``ImageEditor.from_checkpoint`` does."""
-        place = choose_device(device)
-        precision = choose_precision(precision, place)
-        generator = cls(load_model(ckpt, config, vae_ckpt, weights, place, precision), precision)
-        if place.type == "cpu":
-            pack(generator.model.model)
-            pack(generator.model.first_stage_model)
+        generator = cls(*load_for_use(ckpt, config, vae_ckpt, weights, device, precision))
         path = ckpt.path if isinstance(ckpt, Checkpoint) else Path(ckpt)
         generator.checkpoint, generator.weights = str(path), weights
         generator.checkpoint_hash = fingerprint(path)

@@ -15,6 +15,7 @@ from ldm.config import instantiate_from_config, load_config, resolve_alias
 from ldm.diffusers_format import FIRST_STAGE, UNET
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.inspect import without_checkpoints
+from ldm.modules.cpu_inference import pack
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,25 @@ def _check_carried(node: Any) -> None:
             raise ValueError(f"the checkpoint's own config holds an interpolation ({node[:40]!r}); refused")
     elif node is not None and not isinstance(node, (bool, int, float)):
         raise ValueError(f"the checkpoint's own config holds a {type(node).__name__}; refused")
+
+
+def load_for_use(
+    ckpt: str | Path | Checkpoint,
+    config: Any = None,
+    vae_ckpt: str | Path | None = None,
+    weights: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+) -> tuple[Any, str]:
+    """Return (model, precision) for editing or generating: what ``load_model`` loads, with "auto" resolved, and on a
+    CPU with its weights laid out for speed."""
+    place = choose_device(device)
+    precision = choose_precision(precision, place)
+    model = load_model(ckpt, config, vae_ckpt, weights, place, precision)
+    if place.type == "cpu":
+        pack(model.model)
+        pack(model.first_stage_model)
+    return model, precision
 
 
 def load_model(

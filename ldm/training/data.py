@@ -24,6 +24,8 @@ def build_data(config: DictConfig, settings: dict[str, Any], model: Any, logs: P
     the checkpoint that the run goes on from, None for a new run. Raises ValueError for settings that do not fit.
     """
     data = instantiate_from_config(config["data"])
+    if settings["validate_every"] and not isinstance(data, PairDataModule):
+        raise ValueError("training.validate_every needs pairs (PairDataModule), of which some are held out")
     if settings["cache_latents"]:
         encode = encoder_of(model)
         if isinstance(data, PairDataModule):
@@ -34,8 +36,6 @@ def build_data(config: DictConfig, settings: dict[str, Any], model: Any, logs: P
             key = json.dumps(key, sort_keys=True)
             data.dataset = cached(data.dataset, encode, logs / "cache", key, num_workers=data.num_workers)
         data.num_workers = 0
-    elif settings["validate_every"] and not isinstance(data, PairDataModule):
-        raise ValueError("training.validate_every needs pairs (PairDataModule), of which some are held out")
     data.total_batches = settings["max_steps"] * settings["accumulate"]
     if last is not None:
         done = read_checkpoint(last).metadata.get("global_step", 0)

@@ -101,8 +101,8 @@ def finished(run: Path) -> bool:
     return last.is_file() and read_checkpoint(last).metadata.get("global_step", 0) >= wanted
 
 
-def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path | None = None) -> Path:
-    """Train as the config says and return the run folder.
+def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path | None = None) -> Path | None:
+    """Train as the config says and return the run folder; None in a process that is not the first, which writes none.
 
     config: ``model``, ``data`` and ``training`` sections. resume: a run folder to continue; the config is then the
     one kept there. Raises ValueError or FileNotFoundError for what does not fit, before anything is trained.
@@ -141,7 +141,7 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
             merge(folder / "metrics")
     if trainer.global_step < settings["max_steps"]:
         logger.warning("stopped at step %d; go on with --resume %s", trainer.global_step, folder)
-    return folder
+    return folder if trainer.is_global_zero else None
 
 
 def _trainer(

@@ -19,13 +19,8 @@ logger = logging.getLogger(__name__)
 class Validation(pl.Callback):
     """Log ``val/instance`` and ``val/reg``: the loss of held-out pairs at fixed times with fixed noise."""
 
-    def __init__(self, data: Any, every: int, times: int = 8):
-        """data: a ``PairDataModule`` whose datasets hold pairs out; every: steps; times: how many time indices.
-
-        Raises ValueError for other data.
-        """
-        if not isinstance(data, PairDataModule):
-            raise ValueError("training.validate_every needs pairs (PairDataModule), of which some are held out")
+    def __init__(self, data: PairDataModule, every: int, times: int = 8):
+        """data: a ``PairDataModule`` whose datasets hold pairs out; every: steps; times: how many time indices."""
         streams = {name: getattr(s, "dataset", s) for name, s in data.streams.items()}
         self.streams = {name: stream for name, stream in streams.items() if stream.held_out}
         if not self.streams:

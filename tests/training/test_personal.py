@@ -221,6 +221,20 @@ def test_two_processes_of_one_equal_one_process_of_two(pairs, begun, tmp_path):
     assert moved > 1e-4  # a hundred times the difference that is allowed
 
 
+def test_overrides_may_stand_after_flags(tmp_path):
+    train_py = [sys.executable, ROOT / "scripts" / "train.py"]
+    flags = ["configs/spriteworld/instruct2dream.yaml", "training.seed=1", "--name", "x", "trainnig.seed=2"]
+    done = subprocess.run([*train_py, *flags, "--logs", tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "unknown key 'trainnig.seed'" in done.stderr
+
+
+def test_under_torchrun_every_process_ends_well(pairs, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
+    run = launched([*torchrun, *command(pairs, tmp_path / "two", steps=1)[1:], "--devices", "2"])
+    assert [run] == list((tmp_path / "two").iterdir())
+    assert (run / "checkpoints" / "step=1.safetensors").is_file()
+
+
 def test_killed_inside_an_accumulation_and_resumed_it_ends_bit_for_bit_the_same(pairs, tmp_path):
     more = {"steps": 8, "training.accumulate": 2, "training.save_every": 2}
     unbroken = launched(command(pairs, tmp_path / "a", **more))
