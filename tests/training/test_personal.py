@@ -225,7 +225,8 @@ def test_overrides_may_stand_after_flags(tmp_path):
     train_py = [sys.executable, ROOT / "scripts" / "train.py"]
     flags = ["configs/spriteworld/instruct2dream.yaml", "training.seed=1", "--name", "x", "trainnig.seed=2"]
     done = subprocess.run([*train_py, *flags, "--logs", tmp_path], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and "unknown key 'trainnig.seed'" in done.stderr
+    assert done.returncode == 2
+    assert "unknown key 'trainnig.seed'" in done.stderr
 
 
 def test_under_torchrun_every_process_ends_well(pairs, tmp_path):
