@@ -1,0 +1,208 @@
+"""Cases of a suite that the sprite world draws: scenes, their exact answers, and measures that need no alignment.
+
+Pictures are ``n 3 h w`` in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from kornia.color import rgb_to_lab
+
+from ldm.data.images import to_tensor
+from ldm.evaluation.spriteworld import masks, pictures
+from ldm.spriteworld import measures as m
+from ldm.spriteworld.instructions import WHERE
+from ldm.spriteworld.recogniser import Recogniser
+from ldm.spriteworld.scene import (
+    ANIMALS,
+    COLOURS,
+    PLACES,
+    STANCES,
+    STYLES,
+    SUBJECTS,
+    Scene,
+    coloured,
+    draw,
+    random_scene,
+    subject_scene,
+    swap,
+)
+
+if TYPE_CHECKING:
+    from ldm.evaluation.suites import Case
+
+DRAWN_KEYS = ("scenes", "seed", "animal", "subject", "place", "style", "stance", "hat", "collar")
+ANSWER_KEYS = {
+    "animal": ANIMALS,
+    "subject": tuple(SUBJECTS),
+    "place": PLACES,
+    "style": STYLES,
+    "stance": STANCES,
+    "hat": tuple(COLOURS),
+    "collar": tuple(COLOURS),
+    "colour": tuple(COLOURS),
+}
+COLOUR_NEAR = 20.0  # CIELAB: a pixel that near to a shade of a colour has the colour
+TELLABLE = ("red", "yellow", "blue", "purple", "pink")  # no place has as much of them as a hat
+COLOUR_ENOUGH = 0.4  # of the true picture's share of such pixels
+
+
+@dataclass(frozen=True)
+class DrawnCase:
+    """A case's scenes before and after, as pictures and masks."""
+
+    before: list[Scene]
+    after: list[Scene]
+    x: torch.Tensor
+    truth: torch.Tensor
+    was: torch.Tensor
+    will: torch.Tensor
+
+
+def check_drawn(case: Case, where: str) -> None:
+    """Raise ValueError if a case's ``drawn`` or ``answer`` says something that cannot be drawn."""
+    drawn = case.drawn or {}
+    for key in drawn:
+        if key not in DRAWN_KEYS:
+            raise ValueError(f"unknown key '{key}' in drawn of {where}; known: {', '.join(DRAWN_KEYS)}")
+    n = drawn.get("scenes", 1)
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"{where} draws {n!r} scenes; at least 1 is needed")
+    if ("animal" in drawn) == ("subject" in drawn):
+        raise ValueError(f"{where} draws either an animal or a subject")
+    for key, value in {**{k: drawn[k] for k in ANSWER_KEYS if drawn.get(k)}, **case.answer}.items():
+        if key not in ANSWER_KEYS:
+            raise ValueError(f"unknown key '{key}' in answer of {where}; known: {', '.join(ANSWER_KEYS)}")
+        if value not in ANSWER_KEYS[key]:
+            raise ValueError(f"unknown {key} '{value}' in {where}; known: {', '.join(ANSWER_KEYS[key])}")
+
+
+def draw_case(case: Case) -> DrawnCase:
+    """Return the scenes of a case, never seen in training (their seeds have four parts), with their answers."""
+    drawn = dict(case.drawn or {})
+    n, seed = drawn.pop("scenes", 1), drawn.pop("seed", 0)
+    name = drawn.pop("subject", None)
+    before = []
+    attempt = 0
+    while len(before) < n:
+        rng = np.random.default_rng([seed, attempt, 84, 0])
+        scene = random_scene(rng, **drawn) if name is None else subject_scene(rng, name, **drawn)
+        if answer(scene, case.answer) != scene or not case.answer:  # there must be something to do
+            before.append(scene)
+        attempt += 1
+    after = [answer(scene, case.answer) for scene in before]
+    return DrawnCase(before, after, pictures(before), pictures(after), masks(before), masks(after))
+
+
+def answer(scene: Scene, changes: dict[str, Any]) -> Scene:
+    """Return the scene with a case's exact answer applied."""
+    for key, value in changes.items():
+        if key == "subject":
+            known = SUBJECTS[value]
+            scene = replace(swap(scene, known.class_word, known.coat), collar=known.collar, hat=None)
+        elif key == "animal":
+            scene = swap(scene, value, np.random.default_rng(scene.seed))
+        elif key == "colour":
+            scene = replace(scene, coat=coloured(scene.coat, value))
+        elif key == "stance":
+            scene = replace(scene, pose=replace(scene.pose, stance=value))
+        else:
+            scene = replace(scene, **{key: value})
+    return scene
+
+
+def words_of(scene: Scene) -> dict[str, str]:
+    """Return what prompts may say of a scene."""
+    return {"animal": scene.animal, "where": WHERE[scene.place]}
+
+
+def exact_measures(case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser: Recogniser) -> dict[str, torch.Tensor]:
+    """Return the measures of pictures ``x`` that answer a drawn case, one figure a picture each.
+
+    What is asked of the whole class ("prior") is measured by leak and variety, everything else by what was asked.
+    """
+    subject = case.subject.world
+    found: dict[str, torch.Tensor] = {}
+    if case.kind == "prior":
+        if subject:
+            found["leak"] = recogniser.is_subject(x, subject).float()
+        found["class right"] = torch.tensor([a == case.subject.class_word for a in recogniser.animals(x)]).float()
+        found["variety"] = variety(x)
+    elif subject and "colour" not in case.answer and case.answer.get("style") != "grey":
+        found["subject recognised"] = recogniser.is_subject(x, subject).float()
+    done = instruction_done(case, scenes, x)
+    if case.answer.get("subject") and subject:
+        done = found.get("subject recognised")
+    if done is not None and case.kind != "prior":
+        found["instruction done"] = done
+    if case.reach == "local":
+        found["background kept (dB)"] = m.background_psnr(x, scenes.x, scenes.was, scenes.will)
+        found["second subject"] = m.second_subject(x, scenes.x, scenes.was, scenes.will)
+    if case.kind != "prior":
+        found["exact (dB)"] = m.exact_psnr(x, scenes.truth)
+    found["cleanness"] = m.roughness(x, scenes.truth)
+    return found
+
+
+def instruction_done(case: Case, scenes: DrawnCase, x: torch.Tensor) -> torch.Tensor | None:
+    """Return 1 where what was asked can be seen, wherever it stands in the picture; None if that cannot be told."""
+    if case.answer.get("place"):
+        return torch.tensor([place == case.answer["place"] for place, _ in surroundings(x)]).float()
+    if case.answer.get("style"):
+        return torch.tensor([style == case.answer["style"] for _, style in surroundings(x)]).float()
+    for key in ("colour", "hat", "collar"):
+        if case.answer.get(key) in TELLABLE:
+            colour = case.answer[key]
+            return (colour_share(x, colour) >= COLOUR_ENOUGH * colour_share(scenes.truth, colour)).float()
+    return None
+
+
+def colour_share(x: torch.Tensor, colour: str) -> torch.Tensor:
+    """Return the share of a picture's pixels that have a named colour, or its shade, ``(n,)``."""
+    lab = rgb_to_lab(((x + 1) / 2).clamp(0, 1))
+    base = torch.tensor(COLOURS[colour], dtype=torch.float32) / 255
+    shades = rgb_to_lab(torch.stack([base * f for f in (1.0, 0.9, 0.8)])[:, :, None, None])
+    distance = torch.stack([(lab - shade).norm(dim=1) for shade in shades]).amin(0)
+    return (distance < COLOUR_NEAR).float().flatten(1).mean(1)
+
+
+def variety(x: torch.Tensor) -> torch.Tensor:
+    """Return each picture's mean distance to the others: CIELAB, root mean square over 8 x 8 averages, ``(n,)``."""
+    if len(x) < 2:
+        return torch.zeros(len(x))
+    coarse = F.adaptive_avg_pool2d(rgb_to_lab(((x + 1) / 2).clamp(0, 1)), 8).flatten(1)
+    distances = torch.cdist(coarse, coarse) / 8
+    return distances.sum(1) / (len(x) - 1)
+
+
+def surroundings(x: torch.Tensor) -> list[tuple[str, str]]:
+    """Return the place and the style that each picture looks like: the nearest class of drawn ones, by linear
+    discriminant analysis of 8 x 8 averages in CIELAB (its own error is in the tests)."""
+    weights, offset, classes = _discriminant()
+    scores = _coarse(x) @ weights + offset
+    return [classes[i] for i in scores.argmax(1).tolist()]
+
+
+def _coarse(x: torch.Tensor) -> torch.Tensor:
+    return F.adaptive_avg_pool2d(rgb_to_lab(((x + 1) / 2).clamp(0, 1)), 8).flatten(1).double() / 50
+
+
+@cache
+def _discriminant(each: int = 24, ridge: float = 1e-2) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]:
+    classes = [(place, style) for place in PLACES for style in STYLES]
+    means, scatter = [], torch.zeros(192, 192, dtype=torch.float64)
+    for k, (place, style) in enumerate(classes):
+        scenes = [random_scene(np.random.default_rng([k, i, 85, 0]), place=place, style=style) for i in range(each)]
+        features = _coarse(to_tensor([draw(scene) for scene in scenes]))
+        means.append(features.mean(0))
+        scatter += (features - means[-1]).T @ (features - means[-1])
+    centre = torch.stack(means)
+    covariance = scatter / (len(classes) * (each - 1)) + ridge * torch.eye(192, dtype=torch.float64)
+    weights = torch.linalg.solve(covariance, centre.T)
+    return weights, -(centre * weights.T).sum(1) / 2, classes

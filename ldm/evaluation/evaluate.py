@@ -1,0 +1,340 @@
+"""Run a suite: every method's pictures, every measure, the bounds beside them, and the files that tell of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ldm.checkpoint import replacing
+from ldm.data.images import open_rgb, resize, save_image, to_images, to_tensor
+from ldm.evaluation import metrics
+from ldm.evaluation.drawn import DrawnCase, draw_case, exact_measures, words_of
+from ldm.evaluation.methods import Method, Wanted, make_pictures, read_pictures
+from ldm.evaluation.report import write_report
+from ldm.evaluation.suites import TEXT_METHODS, Case, Subject, Suite, photos_of, prompt_of
+from ldm.inference.sheets import contact_sheet
+from ldm.spriteworld.measures import Interval, bootstrap
+from ldm.spriteworld.recogniser import Recogniser
+
+logger = logging.getLogger(__name__)
+
+INPUT, TRUTH, PHOTOS = "input copied", "exact answer", "real photos"
+BOUNDS = (INPUT, TRUTH, PHOTOS)
+SHEET_ROWS = 6
+PACKAGES = ("torch", "transformers", "pillow", "numpy", "kornia")
+
+
+@dataclass
+class Record:
+    """One picture's figures."""
+
+    case: str
+    kind: str
+    reach: str
+    subject: str
+    method: str
+    index: int
+    seed: int
+    prompt: str
+    file: str
+    measures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Results:
+    """Everything that a report shows."""
+
+    suite: Suite
+    methods: list[dict[str, Any]]
+    records: list[Record]
+    sheets: dict[str, Path]
+    backbones: dict[str, dict[str, str]]
+    absent: dict[str, str]
+    versions: dict[str, str]
+
+    @property
+    def rows(self) -> list[str]:
+        """The methods that made pictures, then the bounds."""
+        names = list(dict.fromkeys(r.method for r in self.records))
+        return [n for n in names if n not in BOUNDS] + [n for n in BOUNDS if n in names]
+
+    def groups(self) -> dict[str, list[str]]:
+        """The kinds over which a table is made: group -> the case names in it."""
+        cases = [case for case in self.suite.cases if not case.hole]
+        edits = [case for case in cases if case.kind != "prior"]
+        found = {"all edits": [case.name for case in edits]}
+        for reach in ("global", "local"):
+            found[f"{reach} edits"] = [case.name for case in edits if case.reach == reach]
+        for case in edits:
+            found.setdefault(case.kind, []).append(case.name)
+        found["prior (the plain class)"] = [case.name for case in cases if case.kind == "prior"]
+        return {name: names for name, names in found.items() if names}
+
+    def summary(self) -> dict[str, dict[str, dict[str, Interval]]]:
+        """Return group -> method -> measure -> mean with its 95 % interval over pictures."""
+        found: dict[str, dict[str, dict[str, Interval]]] = {}
+        for group, names in self.groups().items():
+            for method in self.rows:
+                chosen = [r for r in self.records if r.method == method and r.case in (*names, PHOTOS)]
+                values: dict[str, list[float]] = {}
+                for record in chosen:
+                    for measure, value in record.measures.items():
+                        values.setdefault(measure, []).append(value)
+                ordered = {m: bootstrap(torch.tensor(values[m])) for m in metrics.MEASURES if m in values}
+                if ordered and not (method == PHOTOS and group.startswith("prior")):
+                    found.setdefault(group, {})[method] = ordered
+        return found
+
+
+@dataclass
+class Prepared:
+    """A case with its input pictures."""
+
+    case: Case
+    inputs: list[Image.Image]
+    names: list[str]
+    words: list[dict[str, str]]
+    seeds: list[int]
+    scenes: DrawnCase | None
+    region: torch.Tensor | None
+
+
+def evaluate(
+    suite: Suite,
+    methods: Sequence[Method],
+    models: dict[str, Any],
+    absent: dict[str, str],
+    recogniser: Recogniser | None,
+    output: Path,
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Results:
+    """Make what is missing of every method's pictures into ``output``, measure all, and write ``results.csv``,
+    ``results.json`` and ``report.html`` there.
+
+    models, absent: see ``backbones``. recogniser: needed by cases that are drawn. Called again with the same output it
+    goes on where it was. Raises ValueError if no method has a prompt in a case that can be run.
+    """
+    cases = [prepare(case, suite.seeds) for case in suite.cases if not case.hole]
+    jobs = {id(m): [(p, wanted_of(p, m, output)) for p in cases if _answers(m, p.case)] for m in methods}
+    for method in methods:
+        if not jobs[id(method)]:
+            raise ValueError(f"method {method.name} has nothing to do in suite '{suite.name}': no case has its prompt")
+    total = sum(len(wanted) for job in jobs.values() for _, wanted in job)
+    with tqdm(total=total, unit="picture", disable=None) as bar:
+        for method in methods:
+            bar.set_description(method.name)
+            every = [w for _, wanted in jobs[id(method)] for w in wanted]
+            make_pictures(method, every, batch_size or suite.batch_size, device, precision, bar.update)
+    records, sheets = [], {}
+    photos = {name: [open_rgb(path) for path in photos_of(subject)] for name, subject in suite.subjects.items()}
+    for prepared in cases:
+        made = {}
+        for method in methods:
+            for p, wanted in jobs[id(method)]:
+                if p is prepared:
+                    made[method.name] = (wanted, read_pictures(wanted))
+        records += _measure_case(prepared, made, photos[prepared.case.subject.name], models, recogniser, output)
+        sheets[prepared.case.name] = output / "sheets" / f"{prepared.case.folder}.png"
+        save_image(_sheet(prepared, made), sheets[prepared.case.name])
+    used = {case.case.subject.name for case in cases}
+    for name, subject in suite.subjects.items():
+        if name in used:
+            records += _measure_photos(subject, photos[name], models, recogniser)
+    results = Results(
+        suite=suite,
+        methods=[method.about for method in methods],
+        records=records,
+        sheets=sheets,
+        backbones={key: {"weights": m.name, "preprocessing": m.preprocessing} for key, m in models.items()},
+        absent=absent,
+        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    )
+    write_files(results, output)
+    write_report(results, output / "report.html", BOUNDS)
+    return results
+
+
+def _answers(method: Method, case: Case) -> bool:
+    return method.name in case.prompts and method.subject in ("", case.subject.name)
+
+
+def prepare(case: Case, seeds: Sequence[int]) -> Prepared:
+    """Return a case with its pictures: every picture (or drawn scene) once for every seed of the suite.
+
+    Raises ValueError if the mask has another size than the picture.
+    """
+    if case.drawn is not None:
+        scenes = draw_case(case)
+        inputs, words = to_images(scenes.x), [words_of(scene) for scene in scenes.before]
+        names = [f"{case.name} {i}" for i in range(len(inputs))]
+        if len(seeds) > 1:
+            k = len(seeds)
+            repeated = (t.repeat(k, 1, 1, 1) for t in (scenes.x, scenes.truth, scenes.was, scenes.will))
+            scenes = DrawnCase(scenes.before * k, scenes.after * k, *repeated)
+        region = None
+    else:
+        scenes, inputs, words, names = None, [open_rgb(case.picture)], [{}], [str(case.picture)]
+        region = None
+        if case.mask is not None:
+            mask = open_rgb(case.mask).convert("L")
+            if mask.size != inputs[0].size:
+                raise ValueError(
+                    f"mask '{case.mask}' is {mask.size[0]} x {mask.size[1]}, its picture {inputs[0].size[0]} x "
+                    f"{inputs[0].size[1]}; make them the same size"
+                )
+            region = (to_tensor(mask.convert("RGB"))[:, :1] > 0).float()
+    n = len(inputs)
+    numbers = [seed + 1000 * i for seed in seeds for i in range(n)]
+    return Prepared(case, inputs * len(seeds), names * len(seeds), words * len(seeds), numbers, scenes, region)
+
+
+def wanted_of(prepared: Prepared, method: Method, output: Path) -> list[Wanted]:
+    """Return the pictures that one method makes of one case."""
+    folder = output / "pictures" / prepared.case.folder / method.name
+    text = method.name in TEXT_METHODS
+    return [
+        Wanted(
+            prompt=prompt_of(prepared.case, method.name, **words),
+            seed=seed,
+            input=None if text else picture,
+            input_name="" if text else name,
+            path=folder / f"{i:03d}-{seed}.png",
+        )
+        for i, (picture, name, words, seed) in enumerate(
+            zip(prepared.inputs, prepared.names, prepared.words, prepared.seeds, strict=True)
+        )
+    ]
+
+
+def _measure_case(
+    prepared: Prepared,
+    made: dict[str, tuple[list[Wanted], list[Image.Image]]],
+    photos: list[Image.Image],
+    models: dict[str, Any],
+    recogniser: Recogniser | None,
+    output: Path,
+) -> list[Record]:
+    case, n = prepared.case, len(prepared.inputs)
+    rows = {name: (pictures, wanted) for name, (wanted, pictures) in made.items()}
+    if case.kind != "prior":
+        rows[INPUT] = (prepared.inputs, None)
+    if prepared.scenes is not None:
+        rows[TRUTH] = (to_images(prepared.scenes.truth), None)
+    records = []
+    for name, (pictures, wanted) in rows.items():
+        inputs = [None] * n if name in TEXT_METHODS else prepared.inputs
+        found = metrics.field_measures(models, pictures, photos, inputs, case.source, case.target, case.kind == "prior")
+        if prepared.scenes is not None and recogniser is not None:
+            x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
+            found |= exact_measures(case, prepared.scenes, x, recogniser)
+        if prepared.region is not None:
+            x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
+            before = to_tensor(prepared.inputs)
+            region = prepared.region.expand(n, -1, -1, -1)
+            found |= metrics.background(x, before, region)
+            if "lpips" in models:
+                blank = [v * (region < 0.5) for v in (x, before)]
+                found["background LPIPS"] = models["lpips"](*blank)
+        for i in range(n):
+            records.append(
+                Record(
+                    case=case.name,
+                    kind=case.kind,
+                    reach=case.reach,
+                    subject=case.subject.name,
+                    method=name,
+                    index=i,
+                    seed=prepared.seeds[i],
+                    prompt=wanted[i].prompt if wanted else "",
+                    file=str(wanted[i].path.relative_to(output)) if wanted else "",
+                    measures={key: float(values[i]) for key, values in found.items()},
+                )
+            )
+    return records
+
+
+def _measure_photos(
+    subject: Subject, photos: list[Image.Image], models: dict[str, Any], recogniser: Recogniser | None
+) -> list[Record]:
+    """The bound above: the subject's own photos, each against the others."""
+    found: dict[str, torch.Tensor] = {}
+    for key, name in (("dino", "DINO"), ("clip", "CLIP-I")):
+        if key in models and len(photos) > 1:
+            found[name] = metrics.leave_one_out(models[key].images(photos))
+    if subject.world and recogniser is not None and photos:
+        found["subject recognised"] = recogniser.is_subject(to_tensor(photos), subject.world).float()
+    if not found:
+        return []
+    return [
+        Record(PHOTOS, "", "", subject.name, PHOTOS, i, 0, "", "", {k: float(v[i]) for k, v in found.items()})
+        for i in range(len(photos))
+    ]
+
+
+def _sheet(prepared: Prepared, made: dict[str, tuple[list[Wanted], list[Image.Image]]]) -> Image.Image:
+    columns = {"input": prepared.inputs, **{name: pictures for name, (_, pictures) in made.items()}}
+    if prepared.scenes is not None and prepared.case.kind != "prior":
+        columns[TRUTH] = to_images(prepared.scenes.truth)
+    rows = list(zip(*columns.values(), strict=True))[:SHEET_ROWS]
+    cell = 128 if max(prepared.inputs[0].size) <= 128 else 256
+    return contact_sheet(rows, column_labels=[name.replace("_", " ") for name in columns], cell=cell)
+
+
+def write_files(results: Results, output: Path) -> None:
+    """Write ``results.csv`` (a row a picture) and ``results.json`` (everything but the pictures)."""
+    measures = [m for m in metrics.MEASURES if any(m in r.measures for r in results.records)]
+    fixed = ["suite", *(f for f in Record.__dataclass_fields__ if f != "measures")]
+    output.mkdir(parents=True, exist_ok=True)
+    with replacing(output / "results.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*fixed, *measures])
+        for record in results.records:
+            plain = {"suite": results.suite.name, **asdict(record)}
+            writer.writerow([*(plain[f] for f in fixed), *(record.measures.get(m, "") for m in measures)])
+    summary = {
+        group: {method: {m: asdict(v) for m, v in values.items()} for method, values in methods.items()}
+        for group, methods in results.summary().items()
+    }
+    content = {
+        "suite": results.suite.name,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "seeds": list(results.suite.seeds),
+        "versions": results.versions,
+        "methods": results.methods,
+        "backbones": results.backbones,
+        "left out": results.absent,
+        "holes": results.suite.holes,
+        "summary": summary,
+        "records": [asdict(record) for record in results.records],
+    }
+    with replacing(output / "results.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def as_markdown(results: Results, group: str = "all edits") -> str:
+    """Return one group's table as Markdown: a method a row, a measure a column."""
+    rows = results.summary().get(group, {})
+    measures = [m for m in metrics.MEASURES if any(m in values for values in rows.values())]
+    lines = [f"| {group} | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
+    for name, values in rows.items():
+        cells = [_cell(values.get(m), metrics.MEASURES[m].digits) for m in measures]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(value: Interval | None, digits: int) -> str:
+    return "" if value is None else f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"

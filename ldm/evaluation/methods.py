@@ -1,0 +1,168 @@
+"""The methods that a suite compares: which weights each one has, and the pictures it makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ldm.checkpoint import Checkpoint, fingerprint, read_checkpoint
+from ldm.config import nearest
+from ldm.data.images import open_rgb, save_image
+from ldm.evaluation.subject_jobs import kept_weights
+from ldm.evaluation.suites import METHODS, TEXT_METHODS, Suite
+from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.generator import ImageGenerator, TextSettings
+from ldm.inference.recipe import KEY, read_recipe
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method with its weights. subject: the only one it has learned, "" for every subject of the suite."""
+
+    name: str
+    subject: str
+    path: Path
+    checkpoint: Checkpoint
+    settings: EditSettings | TextSettings
+    fingerprint: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a report says of it."""
+        return {
+            "method": self.name,
+            "subject": self.subject or "all",
+            "weights": str(self.path),
+            "hash": self.fingerprint,
+            "recipe": self.checkpoint.metadata.get("recipe") or {},
+            "step": self.checkpoint.metadata.get("step"),
+            "settings": asdict(self.settings),
+        }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One picture to be made. input: None for text to image."""
+
+    prompt: str
+    seed: int
+    input: Image.Image | None
+    input_name: str
+    path: Path
+
+
+def weights_of(path: Path) -> Path:
+    """Return the weights that a run folder chose (``checkpoints/best.json``) or kept last, or the file itself."""
+    if (path / "checkpoints").is_dir():
+        choice = path / "checkpoints" / "best.json"
+        if choice.is_file():
+            return path / "checkpoints" / json.loads(choice.read_text(encoding="utf-8"))["weights"]
+        return kept_weights(path)[-1]
+    if not path.exists():
+        raise FileNotFoundError(f"there is no run folder or weights file '{path}'")
+    return path
+
+
+def read_methods(given: Sequence[str], suite: Suite) -> list[Method]:
+    """Return the methods that NAME=PATH or NAME:SUBJECT=PATH name; only the files' headers are read.
+
+    Raises FileNotFoundError or ValueError for unknown names, missing runs, duplicates, or weights of another kind.
+    """
+    methods: list[Method] = []
+    for text in given:
+        key, equals, path = text.partition("=")
+        name, _, subject = key.partition(":")
+        if not equals or not path:
+            raise ValueError(f"--methods: '{text}' is not NAME=RUN (or NAME:SUBJECT=RUN)")
+        if name not in METHODS:
+            raise ValueError(f"unknown method '{name}'{nearest(name, list(METHODS))}; known: {', '.join(METHODS)}")
+        if subject and subject not in suite.subjects:
+            raise ValueError(f"--methods {key}: unknown subject; the suite has {', '.join(suite.subjects)}")
+        if any(m.name == name and (not m.subject or not subject or m.subject == subject) for m in methods):
+            raise ValueError(f"method '{key}' is given twice; compare two runs of one method with --compare")
+        file = weights_of(Path(path))
+        checkpoint = read_checkpoint(file)
+        kind = TextSettings if name in TEXT_METHODS else EditSettings
+        settings = kind.of_checkpoint(checkpoint.metadata, **suite.settings.get(name, {}))
+        methods.append(Method(name, subject, file, checkpoint, settings, fingerprint(file)))
+    return methods
+
+
+def make_pictures(
+    method: Method,
+    wanted: Sequence[Wanted],
+    batch_size: int,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Make and write every wanted picture that is not there yet with just this recipe; the model is loaded only if one
+    is missing. progress: called with how many pictures are done.
+
+    Raises ValueError for weights of the other kind (text to image or editing).
+    """
+    recipes = [_recipe(method, w) for w in wanted]
+    todo = [i for i, w in enumerate(wanted) if not _is_there(w.path, recipes[i])]
+    if progress is not None:
+        progress(len(wanted) - len(todo))
+    if not todo:
+        return
+    text = method.name in TEXT_METHODS
+    load = ImageGenerator.from_checkpoint if text else ImageEditor.from_checkpoint
+    try:
+        model: Any = load(method.checkpoint, device=device, precision=precision)
+    except ValueError as error:
+        raise ValueError(f"method {method.name}, '{method.path}': {error}") from error
+    for batch in _batches(todo, wanted, batch_size):
+        prompts, seeds = [wanted[i].prompt for i in batch], [wanted[i].seed for i in batch]
+        if text:
+            made = model.generate(prompts, method.settings, seeds)
+        else:
+            made = model.edit([wanted[i].input for i in batch], prompts, method.settings, seeds)
+        for i, picture in zip(batch, made, strict=True):
+            save_image(picture, wanted[i].path, {KEY: json.dumps(recipes[i], ensure_ascii=False)})
+        if progress is not None:
+            progress(len(batch))
+
+
+def _batches(todo: Sequence[int], wanted: Sequence[Wanted], size: int) -> list[list[int]]:
+    """Consecutive pictures of one shape, at most ``size`` of them."""
+    batches: list[list[int]] = []
+    for i in todo:
+        shape = None if wanted[i].input is None else wanted[i].input.size
+        if batches and len(batches[-1]) < size:
+            other = wanted[batches[-1][0]].input
+            if shape == (None if other is None else other.size):
+                batches[-1].append(i)
+                continue
+        batches.append([i])
+    return batches
+
+
+def _recipe(method: Method, wanted: Wanted) -> dict[str, Any]:
+    return {
+        "method": method.name,
+        "prompt": wanted.prompt,
+        "seed": wanted.seed,
+        "input": wanted.input_name,
+        "checkpoint": method.path.name,
+        "checkpoint_hash": method.fingerprint,
+        **asdict(method.settings),
+    }
+
+
+def _is_there(path: Path, recipe: dict[str, Any]) -> bool:
+    try:
+        return read_recipe(path) == json.loads(json.dumps(recipe))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def read_pictures(wanted: Sequence[Wanted]) -> list[Image.Image]:
+    """Return the pictures that were made."""
+    return [open_rgb(w.path) for w in wanted]

@@ -1,0 +1,128 @@
+"""The field's measures of edited pictures, and what is known of every measure in a report.
+
+Every function returns one figure per picture, ``(n,)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ldm.data.images import resize, to_tensor
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column: what it says, and which way is better ("high", "low", or "one" for nearest to 1)."""
+
+    about: str
+    better: str = "high"
+    digits: int = 2
+
+
+MEASURES: dict[str, Measure] = {
+    "subject recognised": Measure("sprite world: the recogniser sees this very subject"),
+    "instruction done": Measure("sprite world: what was asked can be seen in the picture"),
+    "background kept (dB)": Measure("PSNR against the input outside the edited region", digits=1),
+    "background L1": Measure("mean absolute difference from the input outside the edited region, 0 to 1", "low", 3),
+    "background LPIPS": Measure("LPIPS (AlexNet) against the input, the edited region blanked in both", "low", 3),
+    "second subject": Measure("sprite world: something new stands elsewhere in the picture", "low"),
+    "exact (dB)": Measure("sprite world: PSNR against the exact answer", digits=1),
+    "cleanness": Measure("sprite world: total variation over the exact answer's; 1 is as clean", "one"),
+    "DINO": Measure("cosine of DINO features to the subject's photos, mean over them", digits=3),
+    "CLIP-I": Measure("cosine of CLIP features to the subject's photos, mean over them", digits=3),
+    "CLIP-T": Measure("cosine of CLIP features of picture and target caption", digits=3),
+    "CLIP direction": Measure("cosine of the change in pictures and the change in captions", digits=3),
+    "leak": Measure("sprite world: the subject is recognised though only its class was asked for", "low"),
+    "class right": Measure("sprite world: the class that was asked for is recognised"),
+    "variety": Measure("sprite world: mean CIELAB distance between class samples (8 x 8 averages)", digits=1),
+    "PRES": Measure("DINO of plain class samples to the subject's photos: lower keeps the prior", "low", 3),
+    "DIV": Measure("mean LPIPS between plain class samples: higher keeps the prior", digits=3),
+}
+
+
+def similarity(features: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
+    """Return the mean cosine of each picture's unit features ``n d`` to the photos' ``k d``."""
+    return (features @ photos.T).mean(1)
+
+
+def leave_one_out(photos: torch.Tensor) -> torch.Tensor:
+    """Return each photo's mean cosine to the others: the upper bound of ``similarity``. Needs two photos."""
+    k = len(photos)
+    if k < 2:
+        raise ValueError("one photo has no others to be compared with")
+    return ((photos @ photos.T).sum(1) - 1) / (k - 1)
+
+
+def direction(after: torch.Tensor, before: torch.Tensor, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Return CLIP's directional similarity: cosine of the change in picture features and in caption features.
+
+    An unchanged picture has no direction and counts 0.
+    """
+    change, wish = after - before, target - source
+    found = F.cosine_similarity(change, wish.expand_as(change), dim=1)
+    return torch.where(change.norm(dim=1) < 1e-6, torch.zeros_like(found), found)
+
+
+def background(x: torch.Tensor, source: torch.Tensor, region: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return PSNR (dB, at most 60) and L1 (of values in [0, 1]) against the input outside the edited region.
+
+    x, source: ``n 3 h w`` in [-1, 1]; region: ``n 1 h w``, 1 where the edit belongs.
+    """
+    outside = (region < 0.5).float().expand_as(x)
+    area = outside.flatten(1).sum(1)
+    if bool((area == 0).any()):
+        raise ValueError("the mask covers the whole picture: no background is left to measure")
+    error = (x - source) / 2 * outside
+    square = error.square().flatten(1).sum(1) / area
+    return {
+        "background kept (dB)": -10 * torch.log10(square.clamp(min=1e-6)),
+        "background L1": error.abs().flatten(1).sum(1) / area,
+    }
+
+
+def pair_distances(lpips: Any, images: Sequence[Image.Image]) -> torch.Tensor:
+    """Return each picture's mean LPIPS to the others, ``(n,)``."""
+    x = to_tensor([resize(image, images[0].size) for image in images])
+    if len(x) < 2:
+        return torch.zeros(len(x))
+    totals = torch.zeros(len(x))
+    for i in range(len(x)):
+        others = torch.cat([x[:i], x[i + 1 :]])
+        totals[i] = lpips(x[i : i + 1].expand_as(others), others).mean()
+    return totals
+
+
+def field_measures(
+    models: dict[str, Any],
+    images: Sequence[Image.Image],
+    photos: Sequence[Image.Image],
+    inputs: Sequence[Image.Image | None],
+    source: str,
+    target: str,
+    prior: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Return the measures that backbones give for pictures of one case. inputs: what was edited; source, target:
+    captions, "" if there is none; prior: these are plain class samples."""
+    found: dict[str, torch.Tensor] = {}
+    if "dino" in models and photos:
+        name = "PRES" if prior else "DINO"
+        found[name] = similarity(models["dino"].images(images), models["dino"].images(photos))
+    if "clip" in models:
+        features = models["clip"].images(images)
+        if photos and not prior:
+            found["CLIP-I"] = similarity(features, models["clip"].images(photos))
+        if target:
+            wish = models["clip"].texts([target])
+            found["CLIP-T"] = (features @ wish.T)[:, 0]
+            if source and all(image is not None for image in inputs):
+                before = models["clip"].images([image for image in inputs if image is not None])
+                found["CLIP direction"] = direction(features, before, wish, models["clip"].texts([source]))
+    if "lpips" in models and prior:
+        found["DIV"] = pair_distances(models["lpips"], images)
+    return found

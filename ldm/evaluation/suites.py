@@ -1,0 +1,240 @@
+"""Evaluation suites: YAML that says which subjects and pictures are edited how, by which method's words."""
+
+from __future__ import annotations
+
+import logging
+import re
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ldm.config import load_config, nearest
+from ldm.data.images import SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+TEXT_METHODS = ("dreambooth",)
+EDIT_METHODS = ("instruct_pix2pix", "instruct2dream")
+METHODS = TEXT_METHODS + EDIT_METHODS
+KINDS = (
+    "replacement",
+    "recontextualisation",
+    "art rendition",
+    "view synthesis",
+    "property modification",
+    "accessorisation",
+    "prior",
+)
+REACHES = ("global", "local")
+SUITE_KEYS = ("name", "about", "seeds", "batch_size", "settings", "subjects", "cases")
+SUBJECT_KEYS = ("photos", "identifier", "class_word", "world")
+CASE_KEYS = (
+    *("name", "subject", "kind", "reach", "prompts", "picture", "mask", "drawn", "answer", "source", "target"),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject: its photos, the word that names it, what it is; ``world``: its name in the sprite world."""
+
+    name: str
+    photos: Path | None
+    identifier: str
+    class_word: str
+    world: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to be done: a picture (or drawn scenes), and what each method is told.
+
+    kind: one of ``KINDS``; "prior" asks for the plain class and is measured apart. reach: "global" (the whole picture,
+    a filter) or "local" (an object). mask: light where the edit may change the picture. source, target: captions of the
+    picture before and after. drawn, answer: sprite-world scenes and their exact change.
+    """
+
+    name: str
+    subject: Subject
+    kind: str
+    reach: str
+    prompts: dict[str, str]
+    picture: Path | None = None
+    mask: Path | None = None
+    drawn: dict[str, Any] | None = None
+    answer: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    target: str = ""
+    hole: str = ""  # why it cannot be run; "" if it can
+
+    @property
+    def folder(self) -> str:
+        """Its name as a folder's."""
+        return self.name.replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What one evaluation does. settings: method -> sampling settings over what the checkpoint recommends."""
+
+    name: str
+    about: str
+    seeds: tuple[int, ...]
+    batch_size: int
+    settings: dict[str, dict[str, Any]]
+    subjects: dict[str, Subject]
+    cases: tuple[Case, ...]
+
+    @property
+    def holes(self) -> dict[str, str]:
+        """What is missing, by case."""
+        return {case.name: case.hole for case in self.cases if case.hole}
+
+
+def read_suite(path: Path, root: Path) -> Suite:
+    """Return the suite that a YAML file describes; cases with missing pictures are holes in it.
+
+    Relative paths are looked for from the working directory, the suite's own folder and ``root`` (the project's).
+    Raises FileNotFoundError or ValueError for what is wrong, or if no case can be run.
+    """
+    content = OmegaConf.to_container(load_config(path), resolve=True)
+    _known(content, SUITE_KEYS, str(path))
+    for key in ("name", "subjects", "cases"):
+        if not content.get(key):
+            raise ValueError(f"suite {path} lacks {key}")
+    settings = content.get("settings") or {}
+    _known(settings, METHODS, f"settings of {path}")
+    places = (Path(), path.parent, root)
+    subjects = {name: _subject(name, node, places, path) for name, node in content["subjects"].items()}
+    cases = [_case(node, subjects, places, path) for node in content["cases"]]
+    names = [case.folder for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two cases of {path} are called '{twice[0]}'; names must differ")
+    if all(case.hole for case in cases):
+        raise ValueError(f"no case of {path} can be run: {cases[0].hole}")
+    seeds = tuple(content.get("seeds") or (0,))
+    if any(not isinstance(seed, int) or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds of {path} are {list(seeds)}; different whole numbers from 0 are expected")
+    batch_size = content.get("batch_size") or 1
+    return Suite(content["name"], content.get("about") or "", seeds, batch_size, settings, subjects, tuple(cases))
+
+
+def _known(node: Any, keys: tuple[str, ...], where: str) -> None:
+    if not isinstance(node, dict):
+        raise ValueError(f"{where} should hold names and values, found {node!r}"[:200])
+    for key in node:
+        if key not in keys:
+            raise ValueError(f"unknown key '{key}' in {where}{nearest(str(key), list(keys))}")
+
+
+def _one_of(value: Any, known: tuple[str, ...], what: str, where: str) -> str:
+    if value not in known:
+        raise ValueError(f"unknown {what} '{value}' in {where}; known: {', '.join(known)}")
+    return value
+
+
+def _plain(name: str, where: str) -> str:
+    if not re.fullmatch(r"[\w][\w -]*", name):
+        raise ValueError(f"{where}: a name has letters, digits, spaces, - and _ only (it names a folder)")
+    return name
+
+
+def _found(name: str, places: tuple[Path, ...]) -> Path:
+    return next((place / name for place in places if (place / name).exists()), Path(name))
+
+
+def _subject(name: str, node: Any, places: tuple[Path, ...], path: Path) -> Subject:
+    where = f"subject '{name}' of {path}"
+    _known(node, SUBJECT_KEYS, where)
+    if not node.get("class_word"):
+        raise ValueError(f"{where} lacks class_word: what it is, like dog")
+    photos = _found(node["photos"], places) if node.get("photos") else None
+    world = node.get("world")
+    if world is not None:
+        from ldm.spriteworld.scene import SUBJECTS
+
+        _one_of(world, tuple(SUBJECTS), "sprite-world subject", where)
+    return Subject(name, photos, node.get("identifier") or "sks", node["class_word"], world)
+
+
+def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], path: Path) -> Case:
+    where = f"case '{node.get('name')}' of {path}" if isinstance(node, dict) else f"a case of {path}"
+    _known(node, CASE_KEYS, where)
+    for key in ("name", "subject", "kind", "reach", "prompts"):
+        if not node.get(key):
+            raise ValueError(f"{where} lacks {key}")
+    subject = subjects[_one_of(node["subject"], tuple(subjects), "subject", where)]
+    _one_of(node["kind"], KINDS, "kind", where)
+    _one_of(node["reach"], REACHES, "reach", where)
+    _known(node["prompts"], METHODS, f"prompts of {where}")
+    if (node.get("picture") is None) == (node.get("drawn") is None):
+        raise ValueError(f"{where} needs either a picture or drawn scenes")
+    drawn = node.get("drawn")
+    if drawn is None and node.get("answer"):
+        raise ValueError(f"{where}: answer says how drawn scenes change; a picture has none")
+    prompts = {
+        method: _check_prompt(text, drawn is not None, f"prompt of {method} in {where}")
+        for method, text in node["prompts"].items()
+    }
+    picture, mask = (_found(node[key], places) if node.get(key) else None for key in ("picture", "mask"))
+    if mask is not None and not mask.is_file():
+        logger.warning("%s: no mask at '%s', so how well the background is kept cannot be measured", where, mask)
+        mask = None
+    case = Case(
+        name=_plain(str(node["name"]), where),
+        subject=subject,
+        kind=node["kind"],
+        reach=node["reach"],
+        prompts=prompts,
+        picture=picture,
+        mask=mask,
+        drawn=drawn,
+        answer=dict(node.get("answer") or {}),
+        source=node.get("source") or "",
+        target=node.get("target") or "",
+        hole=_hole(picture, subject),
+    )
+    if drawn is not None:
+        from ldm.evaluation.drawn import check_drawn
+
+        check_drawn(case, where)
+    return case
+
+
+def _check_prompt(text: Any, drawn: bool, where: str) -> str:
+    known = ("identifier", "class_word") + (("animal", "where") if drawn else ())
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where} is empty")
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    for name in fields:
+        _one_of(name, known, "field", where)
+    return text
+
+
+def _hole(picture: Path | None, subject: Subject) -> str:
+    if picture is not None and not picture.is_file():
+        return f"put the picture at '{picture}'"
+    if subject.photos is not None and not photos_of(subject):
+        return f"put photos of {subject.name} into '{subject.photos}'"
+    return ""
+
+
+def photos_of(subject: Subject) -> list[Path]:
+    """Return a subject's photos (a folder's, or the one file), sorted; none if there are none."""
+    if subject.photos is None or not subject.photos.exists():
+        return []
+    if subject.photos.is_file():
+        return [subject.photos]
+    return sorted(p for p in subject.photos.iterdir() if p.suffix.lower() in SUFFIXES)
+
+
+def prompt_of(case: Case, method: str, **scene: str) -> str:
+    """Return what a method is told; scene: {animal} and {where} of a drawn scene."""
+    words = {"identifier": case.subject.identifier, "class_word": case.subject.class_word, **scene}
+    return " ".join(case.prompts[method].format(**words).split())

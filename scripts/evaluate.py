@@ -1,0 +1,57 @@
+"""Compare DreamBooth, InstructPix2Pix and Instruct2Dream on a suite of subjects, pictures and instructions."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ldm import cli  # noqa: E402
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(prog="evaluate.py", description=__doc__, allow_abbrev=False)
+    p.add_argument("suite", nargs="?", type=Path, help="YAML file, such as configs/evaluation/spriteworld.yaml")
+    p.add_argument(
+        "--methods",
+        nargs="+",
+        default=[],
+        metavar="NAME=RUN",
+        help="dreambooth, instruct_pix2pix, instruct2dream: a run folder or weights; NAME:SUBJECT=RUN for one subject",
+    )
+    p.add_argument("--output", type=Path, help="folder of the results; given again, it is gone on with")
+    p.add_argument("--dino", metavar="FOLDER", help="DINO ViT-S/16; default: facebook/dino-vits16 in the hub's cache")
+    p.add_argument("--clip", metavar="FOLDER", help="CLIP; default: openai/clip-vit-base-patch32 in the hub's cache")
+    p.add_argument("--lpips", nargs=2, metavar=("ALEXNET", "LINEAR"), help="weights of LPIPS")
+    p.add_argument("--batch-size", type=int, help="pictures made at once; default: the suite's")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
+    p.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results of one suite: B minus A")
+    args = p.parse_args()
+    if args.compare and (args.suite or args.methods or args.output):
+        p.error("--compare takes two results and nothing else")
+    if not args.compare and not (args.suite and args.methods):
+        p.error("give a suite and --methods NAME=RUN ..., or --compare A B")
+    if args.batch_size is not None and args.batch_size < 1:
+        p.error("--batch-size must be at least 1")
+    return args
+
+
+def main() -> int:
+    args = parse()
+    if args.compare:
+        from ldm.evaluation.compare import compare
+
+        print(compare(*args.compare))
+        return 0
+    from ldm.evaluation.evaluate_job import run_suite
+
+    output = args.output or ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_evaluate-{args.suite.stem}"
+    print(run_suite(args, output, ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "evaluate.py")
