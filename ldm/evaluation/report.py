@@ -199,7 +199,9 @@ def _methods(methods: list[dict[str, Any]]) -> str:
 def _measures(results: Results, summary: dict) -> str:
     shown = {m for rows in summary.values() for values in rows.values() for m in values}
     items = "".join(
-        f"<li><b>{escape(name)}</b>: {escape(measure.about)}.</li>" for name, measure in MEASURES.items() if name in shown
+        f"<li><b>{escape(name)}</b>: {escape(measure.about)}.</li>"
+        for name, measure in MEASURES.items()
+        if name in shown
     )
     for key, about in results.backbones.items():
         items += f"<li>{escape(key)}: <code>{escape(about['weights'])}</code>; {escape(about['preprocessing'])}.</li>"

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ldm.checkpoint import read_checkpoint
 from ldm.data import images
+from ldm.inference.auto_cfg import candidates_sheet, choose_scales, scale_grid, total_steps
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.masking import check_mask
 from ldm.inference.recipe import Recipe
@@ -43,10 +44,13 @@ class EditJob:
     sweep: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     mask: Path | None = None
     batch_size: int = 1
+    grid: tuple[tuple[float, float], ...] = ()  # pairs of scales that --auto-cfg tries
 
     @property
     def total_steps(self) -> int:
         """The number of sampling steps in all, for a progress bar."""
+        if self.grid:
+            return len(self.tasks) * total_steps(self.settings, self.grid)
         cells = len(self.sweep[0]) * len(self.sweep[1]) if self.sweep else 1
         return len(self.tasks) * cells * self.settings.steps
 
@@ -82,11 +86,13 @@ def plan_job(
     sweep: tuple[list[float], list[float]] | None = None,
     mask: str | None = None,
     batch_size: int = 1,
+    auto_cfg: bool = False,
 ) -> EditJob:
     """Check a job and lay out its results.
 
     One result goes to ``output`` if that names a file, otherwise into it as a folder; several need a folder, where
-    they are called ``<photo>-<instruction>-<seed>.png``. Raises FileNotFoundError or ValueError before any work.
+    they are called ``<photo>-<instruction>-<seed>.png``. auto_cfg: choose the scales, of the sweep's if there is one.
+    Raises FileNotFoundError or ValueError before any work.
     """
     photos = find_photos(patterns)
     if any(not text.strip() for text in instructions):
@@ -119,8 +125,14 @@ def plan_job(
     if same:
         raise ValueError(f"the result would overwrite '{next(iter(same))}'; choose another --output")
     tasks = tuple(Task(*what, out) for what, out in zip(wanted, outputs, strict=True))
-    grid = (tuple(sweep[0]), tuple(sweep[1])) if sweep else None
-    return EditJob(tasks, settings.checked(), grid, None if mask is None else Path(mask), batch_size)
+    masked = None if mask is None else Path(mask)
+    if auto_cfg:
+        grid = tuple(scale_grid(settings, *(sweep or ((), ()))))
+        for text, image in grid:
+            replace(settings, text_scale=text, image_scale=image).checked()
+        return EditJob(tasks, settings.checked(), None, masked, 1, grid)
+    table = (tuple(sweep[0]), tuple(sweep[1])) if sweep else None
+    return EditJob(tasks, settings.checked(), table, masked, batch_size)
 
 
 def _names(wanted: list[tuple[Path, str, int]]) -> list[str]:
@@ -155,6 +167,8 @@ def run_job(editor: ImageEditor, job: EditJob, progress: Callable[[], None] | No
         tasks, photos = batch
         if job.sweep:
             images.save_image(_sweep_sheet(editor, job, tasks[0], photos[0], mask, progress), tasks[0].output)
+        elif job.grid:
+            written.append(_edit_by_choice(editor, job, tasks[0], photos[0], mask, progress))
         else:
             _edit_batch(editor, job, tasks, photos, mask, progress)
         written += [task.output for task in tasks]
@@ -175,7 +189,7 @@ def edit_pictures(args: argparse.Namespace) -> tuple[list[Path], int]:
     if args.sweep_cfg_text or args.sweep_cfg_image:
         sweep = (args.sweep_cfg_text or [settings.text_scale], args.sweep_cfg_image or [settings.image_scale])
     plan = (args.input, args.edit, args.output, settings, args.seed, args.num_samples, sweep, args.mask)
-    job = plan_job(*plan, batch_size=args.batch_size)
+    job = plan_job(*plan, batch_size=args.batch_size, auto_cfg=args.auto_cfg)
     editor = ImageEditor.from_checkpoint(
         checkpoint, args.config, args.vae_ckpt, args.weights, args.device, args.precision
     )
@@ -189,7 +203,7 @@ def _batches(job: EditJob, single: bool, mask: Image.Image | None) -> Iterator:
     photos: list[Image.Image] = []
     opened: tuple[Path, Image.Image] | None = None
     broken: Path | None = None
-    limit = 1 if job.sweep else job.batch_size
+    limit = 1 if job.sweep or job.grid else job.batch_size
     for task in job.tasks:
         if task.photo == broken:
             continue
@@ -220,6 +234,18 @@ def _edit_batch(editor, job, tasks, photos, mask, progress) -> None:
     results = editor.edit(photos, instructions, job.settings, seeds, mask, progress)
     for task, result in zip(tasks, results, strict=True):
         images.save_image(result, task.output, recipe_of(editor, task, job).chunks())
+
+
+def _edit_by_choice(editor, job, task, photo, mask, progress) -> Path:
+    """Edit with the scales that suit best; write the result, and beside it the sheet of all that was tried."""
+    found = choose_scales(editor, photo, task.instruction, job.settings, task.seed, job.grid, mask, progress)
+    best = found[0].settings
+    logger.info("%s: text scale %g, image scale %g", task.output.name, best.text_scale, best.image_scale)
+    recipe = recipe_of(editor, task, replace(job, settings=best))
+    images.save_image(found[0].picture, task.output, recipe.chunks())
+    sheet = task.output.with_name(f"{task.output.stem}-scales.png")
+    images.save_image(candidates_sheet(photo, task.instruction, found), sheet)
+    return sheet
 
 
 def recipe_of(editor: ImageEditor, task: Task, job: EditJob) -> Recipe:

@@ -158,7 +158,7 @@ class ImageEditor:
         for photo in photos:
             check_mask(mask, photo.size)
         weights = None if mask is None else soft_mask(mask)
-        inputs = [self._prepare(photo, settings) for photo in photos]
+        inputs = [self.prepared(photo, settings) for photo in photos]
         if len({picture.size for picture in inputs}) > 1:
             raise ValueError("pictures of different shapes cannot be edited in one batch; edit them one by one")
         x = self.sample(images.to_tensor(inputs), instructions, settings, seeds, progress)
@@ -172,7 +172,8 @@ class ImageEditor:
             edited = [composite(photo, picture, weights) for photo, picture in zip(below, edited, strict=True)]
         return edited
 
-    def _prepare(self, photo: Image.Image, settings: EditSettings) -> Image.Image:
+    def prepared(self, photo: Image.Image, settings: EditSettings) -> Image.Image:
+        """Return a photo at the working size, on the model's grid."""
         grid = self.model.grid()
         if settings.keep_size:
             return images.resize(photo, images.working_size(photo.size, settings.resolution, grid))

@@ -1,0 +1,310 @@
+"""Whole evaluations, small: holes are marked, stopped ones go on, results can be compared, bad suites get one line."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ldm.checkpoint import read_checkpoint
+from ldm.evaluation import methods as methods_module
+from ldm.evaluation.compare import compare
+from ldm.evaluation.evaluate import BOUNDS, as_markdown, evaluate
+from ldm.evaluation.methods import read_methods, weights_of
+from ldm.evaluation.report import best_of
+from ldm.evaluation.suites import read_suite
+from ldm.inference.recipe import read_recipe
+from ldm.spriteworld.measures import Interval
+from ldm.spriteworld.recogniser import load_recogniser
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data" / "spriteworld"
+GIVEN = [
+    f"dreambooth={DATA / 'text-to-image.safetensors'}",
+    f"instruct_pix2pix={DATA / 'editor.safetensors'}",
+]
+
+
+def suite_content(tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.open(DATA / "pictures/wolf/01.png").save(photo)
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 48, 60))
+    mask.save(tmp_path / "mask.png")
+    prompts = {"dreambooth": "a {identifier} {class_word}", "instruct_pix2pix": "replace the wolf with a {class_word}"}
+    drawn = {"scenes": 2, "seed": 5, "animal": "wolf", "style": "day"}
+    return {
+        "name": "small",
+        "about": "A <b>small</b> suite & its holes.",
+        "seeds": [3],
+        "batch_size": 2,
+        "settings": {"dreambooth": {"steps": 2}, "instruct_pix2pix": {"steps": 2}},
+        "subjects": {
+            "biscuit": {"photos": str(DATA / "subjects/biscuit"), "class_word": "dog", "world": "biscuit"},
+        },
+        "cases": [
+            {"name": "drawn", "subject": "biscuit", "kind": "replacement", "reach": "local", "drawn": drawn,
+             "answer": {"subject": "biscuit"}, "prompts": prompts},
+            {"name": "real", "subject": "biscuit", "kind": "accessorisation", "reach": "local",
+             "picture": "photo.png", "mask": "mask.png", "source": "a wolf", "target": "a dog", "prompts": prompts},
+            {"name": "hole", "subject": "biscuit", "kind": "art rendition", "reach": "global",
+             "picture": "missing/00.jpg", "prompts": prompts},
+            {"name": "plain", "subject": "biscuit", "kind": "prior", "reach": "local", "drawn": drawn,
+             "answer": {"animal": "dog"}, "prompts": {"dreambooth": "a {class_word} {where}"}},
+        ],
+    }  # fmt: skip
+
+
+def write(tmp_path, content):
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def run(tmp_path, output, given=GIVEN, content=None):
+    suite = read_suite(write(tmp_path, content or suite_content(tmp_path)), ROOT)
+    recogniser = load_recogniser(DATA / "recogniser.safetensors")
+    return evaluate(suite, read_methods(given, suite), {}, {"dino": "none here"}, recogniser, output, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("evaluation")
+    return tmp_path, run(tmp_path, tmp_path / "out")
+
+
+class Page(HTMLParser):
+    """Collects what a browser would be asked to fetch, the pictures, and tags left open."""
+
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.open, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_is_one_complete_file(done):
+    tmp_path, _results = done
+    page = Page()
+    page.feed((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert len(page.sources) == 3  # a sheet for every case that could be run
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "Not run: put the picture at 'missing/00.jpg'" in page.text
+    assert "A <b>small</b> suite & its holes." in page.text  # escaped
+    assert "Left out: dino (none here)" in page.text
+    for name in ("DreamBooth", "InstructPix2Pix", *BOUNDS):
+        assert name in page.text
+
+
+def test_every_picture_has_its_row_its_file_and_its_recipe(done):
+    tmp_path, results = done
+    made = [r for r in results.records if r.file]
+    assert len(made) == 2 * 2 + 2 * 1 + 2
+    for record in made:
+        recipe = read_recipe(tmp_path / "out" / record.file)
+        assert (recipe["prompt"], recipe["seed"], recipe["method"]) == (record.prompt, record.seed, record.method)
+    with open(tmp_path / "out/results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(results.records)
+    assert {row["method"] for row in rows} == {"dreambooth", "instruct_pix2pix", *BOUNDS}
+    same = [r for r in made if r.case == "drawn" and r.index == 1]
+    assert len({r.seed for r in same}) == 1 < len(same)  # all methods draw the same
+    assert next(r.prompt for r in made if r.case == "plain").startswith("a dog ")
+
+
+def test_bounds_bound_and_holes_are_named(done):
+    tmp_path, results = done
+    summary = results.summary()
+    replaced = summary["replacement"]
+    assert replaced["exact answer"]["subject recognised"].mean == 1
+    assert replaced["input copied"]["background kept (dB)"].mean == 60
+    assert replaced["real photos"]["subject recognised"].mean >= 0.9
+    assert "real photos" not in summary["prior (the plain class)"]
+    real = [r for r in results.records if r.case == "real" and r.method == "input copied"]
+    assert real[0].measures["background L1"] == 0
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    assert list(content["holes"]) == ["hole"]
+    assert content["methods"][0]["hash"]
+    assert "| real photos |" in as_markdown(results, "replacement")
+
+
+def test_called_again_it_makes_only_what_is_missing(done, monkeypatch):
+    tmp_path, results = done
+    made = [tmp_path / "out" / r.file for r in results.records if r.file]
+    before = {path: path.read_bytes() for path in made}
+    gone = next(path for path in made if "instruct_pix2pix" in str(path))
+    pixels = np.asarray(Image.open(gone), float)
+    gone.unlink()
+    asked = []
+    whole = methods_module.save_image
+    monkeypatch.setattr(methods_module, "save_image", lambda i, path, t: (asked.append(path), whole(i, path, t)))
+    run(tmp_path, tmp_path / "out")
+    assert asked == [gone]
+    assert all(path.read_bytes() == before[path] for path in made if path != gone)
+    assert np.abs(np.asarray(Image.open(gone), float) - pixels).max() <= 1  # batches round differently
+
+
+def test_other_settings_make_the_pictures_again(done, tmp_path):
+    folder, _ = done
+    content = suite_content(folder)
+    content["settings"]["dreambooth"]["steps"] = 1
+    results = run(folder, folder / "out2", content=content)
+    seen = {read_recipe(folder / "out2" / r.file)["steps"] for r in results.records if r.file}
+    assert seen == {1, 2}
+
+
+def test_two_results_are_compared_picture_by_picture(done, tmp_path):
+    folder, _ = done
+    other = tmp_path / "other"
+    other.mkdir()
+    content = json.loads((folder / "out/results.json").read_text())
+    for record in content["records"]:
+        if record["method"] == "dreambooth" and "exact (dB)" in record["measures"]:
+            record["measures"]["exact (dB)"] += 2.0
+    (other / "results.json").write_text(json.dumps(content))
+    table = compare(folder / "out", other)
+    row = next(line for line in table.splitlines() if line.startswith("| dreambooth | exact (dB)"))
+    assert "+2.0 [+2.0, +2.0] *" in row
+    assert re.search(r"\| instruct_pix2pix \| exact \(dB\) .* \+0.0 \[\+0.0, \+0.0\] \|", table)
+    content["suite"] = "another"
+    (other / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="cannot be compared"):
+        compare(folder / "out", other)
+    with pytest.raises(FileNotFoundError, match="no results"):
+        compare(tmp_path, folder / "out")
+
+
+def test_the_best_is_marked_only_where_intervals_are_apart():
+    rows = {"a": {"leak": Interval(0.1, 0.05, 0.15, 9)}, "b": {"leak": Interval(0.3, 0.2, 0.4, 9)}}
+    assert best_of(rows, "leak", ()) == "a"
+    assert best_of(rows, "leak", ("a",)) is None
+    rows["a"]["leak"] = Interval(0.1, 0.05, 0.25, 9)
+    assert best_of(rows, "leak", ()) is None
+    rows = {"a": {"exact (dB)": Interval(20, 19, 21, 9)}, "b": {"exact (dB)": Interval(25, 24, 26, 9)}}
+    assert best_of(rows, "exact (dB)", ()) == "b"
+    rows = {"a": {"cleanness": Interval(0.7, 0.6, 0.8, 9)}, "b": {"cleanness": Interval(1.05, 1.0, 1.1, 9)}}
+    assert best_of(rows, "cleanness", ()) == "b"
+
+
+def changed(content, path, value):
+    node = content
+    for key in path[:-1]:
+        node = node[key]
+    if value is None:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("cases",), [], "lacks cases"),
+        (("casses",), [1], "unknown key 'casses'"),
+        (("cases", 0, "kind"), "replacment", "unknown kind"),
+        (("cases", 0, "reach"), "far", "unknown reach"),
+        (("cases", 0, "subject"), "rex", "unknown subject 'rex'"),
+        (("cases", 1, "name"), "drawn", "two cases"),
+        (("cases", 1, "name"), "../up", "letters, digits"),
+        (("cases", 0, "prompts"), {"dreambooht": "x"}, "unknown key 'dreambooht'"),
+        (("cases", 0, "prompts", "dreambooth"), "a {who}", "unknown field 'who'"),
+        (("cases", 1, "prompts", "dreambooth"), "a dog {where}", "unknown field 'where'"),
+        (("cases", 0, "prompts", "dreambooth"), "  ", "is empty"),
+        (("cases", 0, "answer"), {"place": "moon"}, "unknown place 'moon'"),
+        (("cases", 0, "drawn", "animal"), "unicorn", "unknown animal 'unicorn'"),
+        (("cases", 0, "drawn", "scenes"), 0, "at least 1"),
+        (("cases", 0, "picture"), "photo.png", "either a picture or drawn"),
+        (("cases", 1, "answer"), {"place": "beach"}, "a picture has none"),
+        (("subjects", "biscuit", "class_word"), None, "lacks class_word"),
+        (("subjects", "biscuit", "world"), "rex", "unknown sprite-world subject"),
+        (("seeds",), [1, 1], "different whole numbers"),
+        (("settings", "dreambooth", "stepps"), 3, "stepps"),
+    ],
+)
+def test_bad_suites_are_one_clear_line(tmp_path, path, value, says):
+    content = changed(suite_content(tmp_path), path, value)
+    with pytest.raises((ValueError, TypeError), match=re.escape(says)) as error:
+        read_methods(GIVEN, read_suite(write(tmp_path, content), ROOT))
+    assert "\n" not in str(error.value)
+
+
+def test_a_suite_without_any_picture_says_where_to_put_them(tmp_path):
+    for name in ("cross_dataset", "unseen", "manipulations"):
+        with pytest.raises(ValueError, match=r"no case .* can be run: put the picture at 'data/evaluation/"):
+            read_suite(ROOT / f"configs/evaluation/{name}.yaml", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cross_dataset", "unseen", "manipulations"])
+def test_the_published_suites_run_as_soon_as_their_pictures_are_there(tmp_path, name):
+    content = yaml.safe_load((ROOT / f"configs/evaluation/{name}.yaml").read_text())
+    for path in {case["picture"] for case in content["cases"]}:
+        place = tmp_path / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), "teal").save(place)
+    suite = read_suite(ROOT / f"configs/evaluation/{name}.yaml", tmp_path)
+    assert not suite.holes
+    assert {"instruct_pix2pix", "instruct2dream", "dreambooth"} == set().union(*(case.prompts for case in suite.cases))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["dreambooth"], "is not NAME=RUN"),
+        (["dreambooht=x"], "unknown method 'dreambooht'; did you mean 'dreambooth'?"),
+        (["dreambooth=/no/such/run"], "no run folder or weights file"),
+        ([GIVEN[0], GIVEN[0]], "given twice"),
+        ([GIVEN[0], GIVEN[0].replace("dreambooth=", "dreambooth:biscuit=")], "given twice"),
+        (["dreambooth:rex=x"], "unknown subject"),
+    ],
+)
+def test_bad_methods_are_one_clear_line(tmp_path, given, says):
+    suite = read_suite(write(tmp_path, suite_content(tmp_path)), ROOT)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(says)):
+        read_methods(given, suite)
+
+
+def test_weights_of_the_wrong_kind_are_refused(tmp_path):
+    given = [f"instruct2dream={DATA / 'text-to-image.safetensors'}"]
+    content = suite_content(tmp_path)
+    content["cases"][0]["prompts"]["instruct2dream"] = "make it a dog"
+    with pytest.raises(ValueError, match=r"method instruct2dream, .*text alone .4 input channels"):
+        run(tmp_path, tmp_path / "out", given, content)
+
+
+def test_a_run_gives_the_weights_it_chose_or_else_its_last(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="no checkpoints/step="):
+        weights_of(tmp_path / "run")
+    for step in (500, 1000, 800):
+        (folder / f"step={step}.safetensors").touch()
+    assert weights_of(tmp_path / "run").name == "step=1000.safetensors"
+    (folder / "best.json").write_text(json.dumps({"weights": "step=500.safetensors"}))
+    assert weights_of(tmp_path / "run").name == "step=500.safetensors"
+
+
+def test_shipped_weights_recommend_settings_of_their_own_size():
+    text = read_checkpoint(DATA / "text-to-image.safetensors").metadata["text_defaults"]
+    assert (text["width"], text["height"]) == (64, 64)
+    assert read_checkpoint(DATA / "editor.safetensors").metadata["edit_defaults"]["resolution"] == 64
