@@ -237,7 +237,8 @@ def _measure_case(
     records = []
     for name, (pictures, wanted) in rows.items():
         inputs = [None] * n if name in TEXT_METHODS else prepared.inputs
-        found = metrics.field_measures(models, pictures, photos, inputs, case.source, case.target, case.kind == "prior")
+        captions = (case.caption_before, case.caption_after)
+        found = metrics.field_measures(models, pictures, photos, inputs, captions, case.kind == "prior")
         if prepared.scenes is not None and recogniser is not None:
             x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
             found |= exact_measures(case, prepared.scenes, x, recogniser)

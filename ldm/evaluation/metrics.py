@@ -36,7 +36,7 @@ MEASURES: dict[str, Measure] = {
     "cleanness": Measure("sprite world: total variation over the exact answer's; 1 is as clean", "one"),
     "DINO": Measure("cosine of DINO features to the subject's photos, mean over them", digits=3),
     "CLIP-I": Measure("cosine of CLIP features to the subject's photos, mean over them", digits=3),
-    "CLIP-T": Measure("cosine of CLIP features of picture and target caption", digits=3),
+    "CLIP-T": Measure("cosine of CLIP features of the picture and its caption after", digits=3),
     "CLIP direction": Measure("cosine of the change in pictures and the change in captions", digits=3),
     "leak": Measure("sprite world: the subject is recognised though only its class was asked for", "low"),
     "class right": Measure("sprite world: the class that was asked for is recognised"),
@@ -103,12 +103,11 @@ def field_measures(
     images: Sequence[Image.Image],
     photos: Sequence[Image.Image],
     inputs: Sequence[Image.Image | None],
-    source: str,
-    target: str,
+    captions: tuple[str, str] = ("", ""),
     prior: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Return the measures that backbones give for pictures of one case. inputs: what was edited; source, target:
-    captions, "" if there is none; prior: these are plain class samples."""
+    """Return the measures that backbones give for pictures of one case. inputs: what was edited; captions: of
+    the picture before and after, "" if there is none; prior: these are plain class samples."""
     found: dict[str, torch.Tensor] = {}
     if "dino" in models and photos:
         name = "PRES" if prior else "DINO"
@@ -117,12 +116,13 @@ def field_measures(
         features = models["clip"].images(images)
         if photos and not prior:
             found["CLIP-I"] = similarity(features, models["clip"].images(photos))
-        if target:
-            wish = models["clip"].texts([target])
+        before_words, after_words = captions
+        if after_words:
+            wish = models["clip"].texts([after_words])
             found["CLIP-T"] = (features @ wish.T)[:, 0]
-            if source and all(image is not None for image in inputs):
+            if before_words and all(image is not None for image in inputs):
                 before = models["clip"].images([image for image in inputs if image is not None])
-                found["CLIP direction"] = direction(features, before, wish, models["clip"].texts([source]))
+                found["CLIP direction"] = direction(features, before, wish, models["clip"].texts([before_words]))
     if "lpips" in models and prior:
         found["DIV"] = pair_distances(models["lpips"], images)
     return found

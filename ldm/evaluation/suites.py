@@ -31,9 +31,8 @@ KINDS = (
 REACHES = ("global", "local")
 SUITE_KEYS = ("name", "about", "seeds", "batch_size", "settings", "subjects", "cases")
 SUBJECT_KEYS = ("photos", "identifier", "class_word", "world")
-CASE_KEYS = (
-    *("name", "subject", "kind", "reach", "prompts", "picture", "mask", "drawn", "answer", "source", "target"),
-)
+CAPTIONS = ("caption_before", "caption_after")
+CASE_KEYS = ("name", "subject", "kind", "reach", "prompts", "picture", "mask", "drawn", "answer", *CAPTIONS)
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Case:
     """One thing to be done: a picture (or drawn scenes), and what each method is told.
 
     kind: one of ``KINDS``; "prior" asks for the plain class and is measured apart. reach: "global" (the whole picture,
-    a filter) or "local" (an object). mask: light where the edit may change the picture. source, target: captions of the
-    picture before and after. drawn, answer: sprite-world scenes and their exact change.
+    a filter) or "local" (an object). mask: light where the edit may change the picture. caption_before,
+    caption_after: of the picture, for CLIP. drawn, answer: sprite-world scenes and their exact change.
     """
 
     name: str
@@ -65,8 +64,8 @@ class Case:
     mask: Path | None = None
     drawn: dict[str, Any] | None = None
     answer: dict[str, Any] = field(default_factory=dict)
-    source: str = ""
-    target: str = ""
+    caption_before: str = ""
+    caption_after: str = ""
     hole: str = ""  # why it cannot be run; "" if it can
 
     @property
@@ -193,8 +192,8 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
         mask=mask,
         drawn=drawn,
         answer=dict(node.get("answer") or {}),
-        source=node.get("source") or "",
-        target=node.get("target") or "",
+        caption_before=node.get("caption_before") or "",
+        caption_after=node.get("caption_after") or "",
         hole=_hole(picture, subject),
     )
     if drawn is not None:

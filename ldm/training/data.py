@@ -24,8 +24,9 @@ def build_data(config: DictConfig, settings: dict[str, Any], model: Any, logs: P
     the checkpoint that the run goes on from, None for a new run. Raises ValueError for settings that do not fit.
     """
     data = instantiate_from_config(config["data"])
-    if settings["validate_every"] and not isinstance(data, PairDataModule):
-        raise ValueError("training.validate_every needs pairs (PairDataModule), of which some are held out")
+    for key in ("validate_every", "drift_every"):
+        if settings[key] and not isinstance(data, PairDataModule):
+            raise ValueError(f"training.{key} needs pairs (PairDataModule)")
     if settings["cache_latents"]:
         encode = encoder_of(model)
         if isinstance(data, PairDataModule):

@@ -44,6 +44,8 @@ DEFAULTS = {
     "weights_suffix": ".safetensors",  # of the kept weights: .safetensors or .ckpt
     "wandb": None,  # a Weights & Biases project to log to, too
     "validate_every": 0,  # steps between two validations on held-out pairs, 0: none
+    "drift_every": 0,  # steps between two measures of subject, leak and background, 0: none
+    "drift": None,  # target + params of what measures them
 }
 
 
@@ -170,6 +172,9 @@ def _trainer(
     ]
     if settings["validate_every"]:
         callbacks.append(Validation(data, settings["validate_every"]))
+    if settings["drift_every"]:
+        where = {"keep_at": keep_at, "folder": folder / "checkpoints", "suffix": settings["weights_suffix"]}
+        callbacks.append(instantiate_from_config(settings["drift"], data=data, every=settings["drift_every"], **where))
     if settings["sheet_every"]:
         drawer = instantiate_from_config(settings["sheet"])
         callbacks.append(Sheets(folder / "images", settings["sheet_every"], drawer))

@@ -164,11 +164,11 @@ def test_backbones_that_are_absent_say_so_and_named_ones_must_be_there(tmp_path,
 def test_all_measures_of_a_real_picture_case(dino, clip, lpips):
     models, _ = backbones(str(dino), str(clip), lpips)
     same = [picture(1, (80, 80))] * 2
-    found = metrics.field_measures(models, same, same[:1], same, "a dog", "a red dog")
+    found = metrics.field_measures(models, same, same[:1], same, ("a dog", "a red dog"))
     assert found["DINO"].tolist() == pytest.approx([1, 1], abs=1e-5)
     assert found["CLIP-I"].tolist() == pytest.approx([1, 1], abs=1e-5)
     assert found["CLIP direction"].tolist() == [0, 0]  # a copy has no direction
-    prior = metrics.field_measures(models, same, same[:1], same, "", "", prior=True)
+    prior = metrics.field_measures(models, same, same[:1], same, prior=True)
     assert set(prior) == {"PRES", "DIV"}
     assert prior["DIV"].abs().max() < 1e-5
     assert set(prior) | set(found) <= set(metrics.MEASURES)

@@ -1,0 +1,203 @@
+"""What a subject's training gains and costs while it runs, and which of the kept steps is the best of them.
+
+Three figures, all against the frozen model that the run began with, none of which needs another network:
+
+- subject: edited with the identifier, how much of the way from the input to the subject's photo is gone (0 to 1).
+- leak: edited without the identifier, how much further towards the photo than the frozen model goes.
+- background: PSNR of edits with the identifier against their inputs, where the frozen model's answer changes nothing.
+
+"The way" is a distance between pictures: of DINO features where a DINO is given, else of coarse colours (CIELAB).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from kornia.color import rgb_to_lab
+
+from ldm.checkpoint import replacing
+from ldm.data import instructions as words
+from ldm.data.datamodule import PairDataModule
+from ldm.data.images import to_images
+from ldm.inference.editor import EditSettings, ImageEditor
+
+logger = logging.getLogger(__name__)
+
+UNTOUCHED = 0.08  # of the range [-1, 1]: less change by the frozen model counts as background
+BACKGROUND_WEIGHT = 1 / 20  # in the score, 2 dB of background lost weigh a tenth of the subject
+
+Row = dict[str, float]
+
+
+def coarse_colours(x: torch.Tensor) -> torch.Tensor:
+    """Return pictures ``n 3 h w`` in [-1, 1] as ``n d``: CIELAB over 16 x 16 averages."""
+    return F.adaptive_avg_pool2d(rgb_to_lab(((x.float() + 1) / 2).clamp(0, 1)), 16).flatten(1)
+
+
+def way_gone(x: torch.Tensor, start: torch.Tensor, goal: torch.Tensor, describe: Callable = coarse_colours) -> float:
+    """Return how much of the way from ``start`` to ``goal`` pictures ``x`` have gone: 1 at the goal, 0 as far from it
+    as the start, below 0 farther. The mean over the batch."""
+    far, left = describe(start) - describe(goal), describe(x) - describe(goal)
+    return (1 - left.norm(dim=1) / far.norm(dim=1).clamp(min=1e-6)).mean().item()
+
+
+def kept_psnr(x: torch.Tensor, input: torch.Tensor, answer: torch.Tensor) -> float:
+    """Return the PSNR in dB of ``x`` against ``input`` where ``answer`` (the frozen model's) leaves the input alone."""
+    change = F.avg_pool2d((answer - input).abs().amax(1, keepdim=True), 5, stride=1, padding=2)
+    outside = (change < UNTOUCHED).float()
+    error = ((x - input).square().mean(1, keepdim=True) / 4 * outside).flatten(1).sum(1)
+    area = outside.flatten(1).sum(1)
+    there = area > 0
+    if not bool(there.any()):
+        return 0.0
+    return (-10 * torch.log10((error[there] / area[there]).clamp(min=1e-6))).mean().item()
+
+
+def score(row: Row, begun: Row) -> float:
+    """Return one number for a step: the subject, less the leak, less what the background lost since the beginning."""
+    lost = max(0.0, begun["background"] - row["background"])
+    return row["subject"] - max(0.0, row["leak"]) - BACKGROUND_WEIGHT * lost
+
+
+class DriftMonitor(pl.Callback):
+    """Log ``drift/subject``, ``drift/leak`` and ``drift/background`` at set steps, and name the best kept step."""
+
+    def __init__(
+        self,
+        data: PairDataModule,
+        every: int,
+        keep_at: list[int],
+        folder: Path,
+        suffix: str,
+        pairs: int = 6,
+        settings: dict[str, Any] | None = None,
+        dino: str | None = None,
+    ):
+        """data: with instance and regularization pairs; held-out instance pairs are used where there are any. every:
+        steps; keep_at: steps whose weights are kept, always measured; folder, suffix: where and how those are written.
+        pairs: how many of each stream; settings: of the edits, see ``EditSettings``; dino: a DINO ViT-S/16 by folder.
+
+        Raises ValueError for data without regularization pairs, or without pairs at all.
+        """
+        streams = {name: getattr(s, "dataset", s) for name, s in data.streams.items()}
+        if "reg" not in streams or not hasattr(streams["instance"], "pairs"):
+            raise ValueError("training.drift_every needs instance and regularization pairs (PersonalizedEdit)")
+        unknown = sorted(set(settings or {}) - set(EditSettings.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"unknown key '{unknown[0]}' in training.drift.params.settings")
+        if pairs < 1:
+            raise ValueError(f"training.drift.params.pairs is {pairs}; at least 1 is needed")
+        self.every, self.keep_at, self.folder, self.suffix = every, set(keep_at), folder, suffix
+        self.settings = EditSettings(**(settings or {})).checked()
+        self.rows: dict[int, Row] = {}
+        self._plain_begun, self._done = 0.0, -1
+        subject, reg = streams["instance"], streams["reg"]
+        self.input, self.photo, chosen = _some(subject, subject.held_out or subject.entries, pairs)
+        self.reg_input, self.reg_answer, reg_chosen = _some(reg, reg.entries, pairs)
+        self.told, self.plain = ([_told(subject, pair, name) for pair in chosen] for name in (subject.identifier, ""))
+        self.reg_told = [_told(subject, pair, subject.identifier) for pair in reg_chosen]
+        self._describe = coarse_colours
+        if dino:
+            from ldm.evaluation.features import Dino
+
+            model = Dino(dino)
+            self._describe = lambda x: model.images(to_images(x))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to know of the steps before."""
+        return {"rows": self.rows, "plain_begun": self._plain_begun}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was measured before."""
+        self.rows, self._plain_begun = dict(state_dict["rows"]), state_dict["plain_begun"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the frozen model."""
+        self._done = trainer.global_step
+        if trainer.global_step == 0:
+            self._run(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Measure at this step if it is due."""
+        step = trainer.global_step
+        if step != self._done and (step % self.every == 0 or step in self.keep_at):
+            self._run(trainer, pl_module)
+
+    def _run(self, trainer: pl.Trainer, module: Any) -> None:
+        step = self._done = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        module.eval()
+        try:
+            with torch.no_grad(), module.ema_scope():
+                self.rows[step] = self._measure(ImageEditor(module), step)
+        finally:
+            module.train()
+        for log in trainer.loggers:
+            log.log_metrics({f"drift/{name}": value for name, value in self.rows[step].items()}, step=step)
+
+    def _measure(self, editor: ImageEditor, step: int) -> Row:
+        def edited(x: torch.Tensor, texts: list[str]) -> torch.Tensor:
+            return editor.sample(x, texts, self.settings, range(len(x))).clamp(-1, 1).cpu()
+
+        subject = way_gone(edited(self.input, self.told), self.input, self.photo, self._describe)
+        plain = way_gone(edited(self.input, self.plain), self.input, self.photo, self._describe)
+        if step == 0:
+            self._plain_begun = plain
+        background = kept_psnr(edited(self.reg_input, self.reg_told), self.reg_input, self.reg_answer)
+        return {"subject": subject, "leak": plain - self._plain_begun, "background": background}
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the best kept step with its figures and the reason; None before one is kept."""
+        kept = [step for step in sorted(self.rows) if step in self.keep_at]
+        if not kept or 0 not in self.rows:
+            return None
+        scores = {step: score(row, self.rows[0]) for step, row in self.rows.items() if step > 0}
+        step = max(kept, key=lambda s: scores[s])
+        others = [f"step {s} scores {scores[s]:.2f}: {_said(self.rows[s])}" for s in kept if s != step]
+        why = f"step {step} scores {scores[step]:.2f}: {_said(self.rows[step])}"
+        return {
+            "weights": f"step={step}{self.suffix}",
+            "step": step,
+            "score": scores[step],
+            "why": "; ".join([why, *others]),
+            "frozen": self.rows[0],
+            "steps": self.rows,
+        }
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``checkpoints/best.json`` and say which step it names and why."""
+        found = self.best()
+        if found is None or not trainer.is_global_zero:
+            return
+        with replacing(self.folder / "best.json") as temporary:
+            temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        logger.info("best of the kept steps: %s (frozen: %s)", found["why"], _said(found["frozen"]))
+        better = max((s for s in self.rows if s), key=lambda s: score(self.rows[s], self.rows[0]))
+        if better not in self.keep_at and score(self.rows[better], self.rows[0]) > found["score"] + 0.02:
+            logger.info("step %d was better still; training.keep_at=[%d] would keep it", better, better)
+
+
+def _said(row: Row) -> str:
+    return f"subject {row['subject']:.2f}, leak {row['leak']:.2f}, background {row['background']:.1f} dB"
+
+
+def _some(stream: Any, entries: list[Any], n: int) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
+    """Return the inputs and the edited pictures of n entries, spread over the list, and the entries."""
+    chosen = [entries[i * len(entries) // min(n, len(entries))] for i in range(min(n, len(entries)))]
+    shown = [stream.pictures(entry, False, np.random.default_rng(0)) for entry in chosen]
+    return torch.stack([s["input"] for s in shown]), torch.stack([s["edited"] for s in shown]), chosen
+
+
+def _told(subject: Any, pair: Any, identifier: str) -> str:
+    """Return the subject's first instruction for a pair, with or without the identifier."""
+    source = pair.source_word or subject.source_word or "picture"
+    return words.fill(subject.templates[0], identifier, subject.class_word or "", source)

@@ -1,0 +1,70 @@
+"""A small editor and the pairs of one subject, to personalise in seconds."""
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.checkpoint import save_checkpoint
+from ldm.config import instantiate_from_config, load_config
+from ldm.models.build import CONFIGS
+from ldm.spriteworld.scene import draw, subject_scene, swap
+from ldm.training.run import DEFAULTS
+
+SMALL = [
+    "model.params.ckpt_path=null",
+    "model.params.unet_config.params.model_channels=32",
+    "model.params.unet_config.params.num_heads=2",
+    "model.params.unet_config.params.context_dim=32",
+    "model.params.cond_stage_config.params.text_config.hidden_size=32",
+    "model.params.cond_stage_config.params.text_config.intermediate_size=64",
+    "model.params.cond_stage_config.params.text_config.num_hidden_layers=1",
+    "model.params.cond_stage_config.params.text_config.num_attention_heads=2",
+    "dataset.class_word=dog",
+    "dataset.source_word=wolf",
+    "data.params.batch_size=1",
+    "data.params.reg_batch_size=1",
+    "training.precision=fp32",
+    "training.sheet_every=0",
+    "training.validate_every=0",
+    "training.drift_every=0",
+    "training.log_every=1",
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Ten instance pairs (photos of biscuit, wolves as inputs) and seven regularization pairs."""
+    root = tmp_path_factory.mktemp("pairs")
+    for folder, n in (("training", 10), ("regularization", 7)):
+        (root / folder).mkdir()
+        for i in range(n):
+            rng = np.random.default_rng([n, i])
+            after = subject_scene(rng, "biscuit")
+            draw(swap(after, "wolf", rng)).save(root / folder / f"{i}_0.png")
+            draw(after if n == 10 else swap(after, "dog", rng)).save(root / folder / f"{i}_1.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def begun(pairs, tmp_path_factory):
+    """A small editor with no layer at zero, to start from."""
+    c = config(pairs)
+    torch.manual_seed(0)
+    model = instantiate_from_config(c["model"])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    path = tmp_path_factory.mktemp("begun") / "model.safetensors"
+    save_checkpoint(path, model.state_dict(), {})
+    return path
+
+
+def overrides(pairs, **more):
+    steps = more.pop("steps", 4)
+    given = [f"dataset.root={pairs}", f"training.max_steps={steps}", f"training.keep_at=[{steps}]"]
+    return SMALL + given + [f"{key}={value}" for key, value in more.items()]
+
+
+def config(pairs, **more):
+    path = CONFIGS.parent / "spriteworld" / "instruct2dream.yaml"
+    return load_config(path, overrides(pairs, **more), {"training": DEFAULTS})

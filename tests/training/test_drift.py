@@ -1,0 +1,105 @@
+"""The drift monitor: figures with known answers, the best kept step with its reason, nothing lost over a resume."""
+
+import json
+
+import pytest
+import torch
+
+from ldm.config import load_config
+from ldm.data.datamodule import PairDataModule
+from ldm.data.personalized_edit import PersonalizedEdit
+from ldm.evaluation.spriteworld import pictures
+from ldm.evaluation.subject import source_scenes, true_scene
+from ldm.models.build import CONFIGS
+from ldm.spriteworld.scene import swap
+from ldm.training import drift
+from ldm.training.run import DEFAULTS, train
+from tests.training.conftest import overrides
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    scenes = source_scenes("wolf", 12, 3)
+    plain = [swap(scene, "dog", true_scene(scene, "storm").coat) for scene in scenes]
+    truth = [true_scene(scene, "biscuit") for scene in scenes]
+    return pictures(scenes), pictures(truth), pictures(plain)
+
+
+def test_the_way_is_one_at_the_photo_zero_at_the_input_and_between_for_another_dog(worlds):
+    before, truth, plain = worlds
+    assert drift.way_gone(truth, before, truth) == pytest.approx(1)
+    assert drift.way_gone(before, before, truth) == pytest.approx(0)
+    assert drift.way_gone(0.5 * (before + truth), before, truth) == pytest.approx(0.5, abs=0.1)
+    assert drift.way_gone(plain, before, truth) < 0.6
+    noise = torch.rand(before.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert drift.way_gone(noise, before, truth) < 0
+
+
+def test_background_is_looked_at_only_where_the_frozen_answer_changes_nothing(worlds):
+    before, truth, plain = worlds
+    assert drift.kept_psnr(plain, before, truth) > 30  # both stand in the same place
+    elsewhere = before.clone()
+    elsewhere[..., :8, :] += 0.2  # the sky: a tenth of the range on an eighth of the picture
+    assert 19 < drift.kept_psnr(elsewhere, before, truth) < 33
+    everywhere = before + 0.2
+    assert drift.kept_psnr(everywhere, before, truth) == pytest.approx(20, abs=1e-3)
+    assert drift.kept_psnr(before, before, before + 1) == 0.0  # nothing is background
+
+
+def test_the_score_wants_the_subject_without_leak_and_with_its_background():
+    frozen = {"subject": 0.1, "leak": 0.0, "background": 30.0}
+    good = {"subject": 0.8, "leak": 0.0, "background": 30.0}
+    assert drift.score(good, frozen) == pytest.approx(0.8)
+    assert drift.score({**good, "leak": 0.3}, frozen) == pytest.approx(0.5)
+    assert drift.score({**good, "leak": -0.3}, frozen) == pytest.approx(0.8)
+    assert drift.score({**good, "background": 26.0}, frozen) == pytest.approx(0.6)
+    assert drift.score({**good, "background": 35.0}, frozen) == pytest.approx(0.8)
+
+
+def config(pairs, begun, **more):
+    settings = {"text_scale": 1.5, "image_scale": 1.2, "steps": 2, "sampler": "euler", "resolution": 64}
+    given = {
+        "model.params.ckpt_path": begun,
+        "training.drift_every": 2,
+        "training.drift.params.pairs": 3,
+        "training.keep_at": "[3,4]",
+        "training.save_every": 2,
+    }
+    given |= {f"training.drift.params.settings.{key}": value for key, value in settings.items()}
+    path = CONFIGS.parent / "spriteworld" / "instruct2dream.yaml"
+    return load_config(path, overrides(pairs, **{**given, **more}), {"training": DEFAULTS})
+
+
+def test_a_run_names_its_best_kept_step_also_when_it_was_stopped(pairs, begun, tmp_path, monkeypatch):
+    whole = train(config(pairs, begun), "whole", tmp_path / "whole")
+    best = json.loads((whole / "checkpoints" / "best.json").read_text())
+    assert set(best["steps"]) == {"0", "2", "3", "4"}
+    rows = {int(step): row for step, row in best["steps"].items()}
+    assert rows[0]["leak"] == 0
+    assert best["step"] == max((3, 4), key=lambda step: drift.score(rows[step], rows[0]))
+    assert (whole / "checkpoints" / best["weights"]).is_file()
+    assert f"step {best['step']} scores" in best["why"]
+    assert "drift/subject" in (whole / "metrics" / "metrics.csv").read_text()
+
+    measure = drift.DriftMonitor._run
+
+    def stop_at_three(self, trainer, module):
+        measure(self, trainer, module)
+        trainer.should_stop = trainer.global_step == 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drift.DriftMonitor, "_run", stop_at_three)
+        part = train(config(pairs, begun), "part", tmp_path / "part")
+    assert part.is_dir()
+    train(load_config(part / "config.yaml", [], {"training": DEFAULTS}), "part", tmp_path / "part", part)
+    resumed = json.loads((part / "checkpoints" / "best.json").read_text())
+    assert resumed["steps"] == best["steps"]
+
+
+def test_data_that_cannot_be_measured_is_refused(pairs, begun, tmp_path):
+    instance = PersonalizedEdit(str(pairs / "training"), class_word="dog", source_word="wolf", size=64)
+    where = {"keep_at": [1], "folder": tmp_path, "suffix": ".ckpt"}
+    with pytest.raises(ValueError, match="instance and regularization pairs"):
+        drift.DriftMonitor(PairDataModule(instance), 1, **where)
+    with pytest.raises(ValueError, match="unknown key 'stpes'"):
+        train(config(pairs, begun, **{"training.drift.params.settings.stpes": 3}), "x", tmp_path)
