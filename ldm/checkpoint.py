@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ldm.diffusers_format import FIRST_STAGE, TEXT, UNET, from_diffusers_text, from_diffusers_unet, from_diffusers_vae
+from ldm.runs import weights_of
 from ldm.unpickle import read_pickle
 
 logger = logging.getLogger(__name__)
@@ -104,11 +105,11 @@ class LoadReport:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint of any format; tensors are mapped, not read.
+    """Open a checkpoint of any format, or the best weights of a run folder; tensors are mapped, not read.
 
     Raises FileNotFoundError if it is not there, ValueError (one line that says what was found) if it is no checkpoint.
     """
-    path = Path(path)
+    path = weights_of(Path(path))
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():

@@ -21,7 +21,10 @@ def parse() -> argparse.Namespace:
     p.add_argument("--input", nargs="+", help="photos, folders or globs")
     p.add_argument("--edit", nargs="+", help="instruction(s), each applied to every photo by itself")
     p.add_argument("--output", default="logs/edits", help="a file for one result, a folder for several")
-    p.add_argument("--ckpt", help=".ckpt, .safetensors or a diffusers folder; default: the shipped sprite-world editor")
+    p.add_argument(
+        "--ckpt",
+        help=".ckpt, .safetensors, diffusers folder or run; default: the shipped editor",
+    )
     p.add_argument("--vae-ckpt", help="take the first stage from this file instead")
     p.add_argument("--config", help="YAML; default: the checkpoint's own, or told by its shapes")
     p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="auto: EMA where the file has it")
@@ -30,13 +33,9 @@ def parse() -> argparse.Namespace:
     p.add_argument("--steps", type=int, help="default: the checkpoint's own, else 100")
     p.add_argument("--sampler", help="euler_a (default), euler, heun, ddim, dpmpp_2m, dpmpp_2m_sde, unipc")
     p.add_argument("--spacing", default="auto", choices=("auto", "uniform", "karras"), help="of the noise levels")
-    p.add_argument(
-        "--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels where guidance acts"
-    )
+    p.add_argument("--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels to guide at")
     p.add_argument("--negative", default="", help="text that takes the place of the empty one in guidance")
-    p.add_argument(
-        "--resolution", type=int, help="working size of the longer side; default: the checkpoint's own, else 512"
-    )
+    p.add_argument("--resolution", type=int, help="working size, longer side; default: the checkpoint's own, else 512")
     p.add_argument("--keep-size", type=cli.yes_or_no, default=True, help="give the photo's own size back (true|false)")
     p.add_argument("--seed", type=int, help="default: random")
     p.add_argument("--num-samples", type=int, default=1, help="results per photo and edit, seeds counting up")

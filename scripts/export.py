@@ -11,7 +11,7 @@ from ldm import cli
 
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="export.py", description=__doc__, allow_abbrev=False)
-    p.add_argument("checkpoint", help=".ckpt, .safetensors or a diffusers folder")
+    p.add_argument("checkpoint", help="weights (.ckpt, .safetensors, diffusers folder) or a run")
     p.add_argument("output", help="a .safetensors file, or a folder")
     p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="auto: EMA where the file has it")
     return p.parse_args()

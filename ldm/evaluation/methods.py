@@ -13,7 +13,6 @@ from PIL import Image
 from ldm.checkpoint import Checkpoint, fingerprint, read_checkpoint
 from ldm.config import nearest
 from ldm.data.images import open_rgb, save_image
-from ldm.evaluation.subject_jobs import kept_weights
 from ldm.evaluation.suites import METHODS, TEXT_METHODS, Suite
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.generator import ImageGenerator, TextSettings
@@ -56,18 +55,6 @@ class Wanted:
     path: Path
 
 
-def weights_of(path: Path) -> Path:
-    """Return the weights that a run folder chose (``checkpoints/best.json``) or kept last, or the file itself."""
-    if (path / "checkpoints").is_dir():
-        choice = path / "checkpoints" / "best.json"
-        if choice.is_file():
-            return path / "checkpoints" / json.loads(choice.read_text(encoding="utf-8"))["weights"]
-        return kept_weights(path)[-1]
-    if not path.exists():
-        raise FileNotFoundError(f"there is no run folder or weights file '{path}'")
-    return path
-
-
 def read_methods(given: Sequence[str], suite: Suite) -> list[Method]:
     """Return the methods that NAME=PATH or NAME:SUBJECT=PATH name; only the files' headers are read.
 
@@ -85,8 +72,8 @@ def read_methods(given: Sequence[str], suite: Suite) -> list[Method]:
             raise ValueError(f"--methods {key}: unknown subject; the suite has {', '.join(suite.subjects)}")
         if any(m.name == name and (not m.subject or not subject or m.subject == subject) for m in methods):
             raise ValueError(f"method '{key}' is given twice; compare two runs of one method with --compare")
-        file = weights_of(Path(path))
-        checkpoint = read_checkpoint(file)
+        checkpoint = read_checkpoint(path)
+        file = checkpoint.path
         kind = TextSettings if name in TEXT_METHODS else EditSettings
         settings = kind.of_checkpoint(checkpoint.metadata, **suite.settings.get(name, {}))
         methods.append(Method(name, subject, file, checkpoint, settings, fingerprint(file)))

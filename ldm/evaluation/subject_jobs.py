@@ -12,16 +12,9 @@ from ldm.data.images import save_image
 from ldm.evaluation import spriteworld as world
 from ldm.evaluation import subject as subjects
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.runs import kept_weights
 from ldm.spriteworld.recogniser import load_recogniser
 from ldm.spriteworld.scene import SUBJECTS
-
-
-def kept_weights(run: Path) -> list[Path]:
-    """Return the weights that a run kept, by step. Raises FileNotFoundError if there are none."""
-    found = [p for p in (run / "checkpoints").glob("step=*") if p.suffix in (".safetensors", ".ckpt")]
-    if not found:
-        raise FileNotFoundError(f"run '{run}' has no checkpoints/step=* yet")
-    return sorted(found, key=lambda path: int(path.stem.partition("=")[2]))
 
 
 def compare_subject(

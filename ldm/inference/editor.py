@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ldm.checkpoint import Checkpoint, fingerprint
+from ldm.checkpoint import Checkpoint, fingerprint, read_checkpoint
 from ldm.data import images
 from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import GuidedDenoiser, check_interval
@@ -113,8 +113,9 @@ class ImageEditor:
 
         Raises FileNotFoundError or ValueError with one line that says what was found.
         """
+        ckpt = ckpt if isinstance(ckpt, Checkpoint) else read_checkpoint(ckpt)
         editor = cls(*load_for_use(ckpt, config, vae_ckpt, weights, device, precision))
-        path = ckpt.path if isinstance(ckpt, Checkpoint) else Path(ckpt)
+        path = ckpt.path
         editor.checkpoint, editor.weights, editor.checkpoint_hash = str(path), weights, fingerprint(path)
         editor.vae_hash = "" if vae_ckpt is None else fingerprint(vae_ckpt)
         return editor

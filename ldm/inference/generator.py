@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ldm.checkpoint import Checkpoint, fingerprint
+from ldm.checkpoint import Checkpoint, fingerprint, read_checkpoint
 from ldm.data.images import to_images
 from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import GuidedDenoiser
@@ -88,8 +88,9 @@ class ImageGenerator:
         precision: str = "auto",
     ) -> ImageGenerator:
         """Load a checkpoint as ``ImageEditor.from_checkpoint`` does."""
+        ckpt = ckpt if isinstance(ckpt, Checkpoint) else read_checkpoint(ckpt)
         generator = cls(*load_for_use(ckpt, config, vae_ckpt, weights, device, precision))
-        path = ckpt.path if isinstance(ckpt, Checkpoint) else Path(ckpt)
+        path = ckpt.path
         generator.checkpoint, generator.weights = str(path), weights
         generator.checkpoint_hash = fingerprint(path)
         return generator

@@ -15,10 +15,11 @@ from ldm.checkpoint import read_checkpoint
 from ldm.evaluation import methods as methods_module
 from ldm.evaluation.compare import compare
 from ldm.evaluation.evaluate import BOUNDS, as_markdown, evaluate
-from ldm.evaluation.methods import read_methods, weights_of
+from ldm.evaluation.methods import read_methods
 from ldm.evaluation.report import best_of
 from ldm.evaluation.suites import read_suite
 from ldm.inference.recipe import read_recipe
+from ldm.runs import weights_of
 from ldm.spriteworld.measures import Interval
 from ldm.spriteworld.recogniser import load_recogniser
 
@@ -273,7 +274,7 @@ def test_the_published_suites_run_as_soon_as_their_pictures_are_there(tmp_path, 
     [
         (["dreambooth"], "is not NAME=RUN"),
         (["dreambooht=x"], "unknown method 'dreambooht'; did you mean 'dreambooth'?"),
-        (["dreambooth=/no/such/run"], "no run folder or weights file"),
+        (["dreambooth=/no/such/run"], "does not exist"),
         ([GIVEN[0], GIVEN[0]], "given twice"),
         ([GIVEN[0], GIVEN[0].replace("dreambooth=", "dreambooth:biscuit=")], "given twice"),
         (["dreambooth:rex=x"], "unknown subject"),
@@ -303,6 +304,8 @@ def test_a_run_gives_the_weights_it_chose_or_else_its_last(tmp_path):
     assert weights_of(tmp_path / "run").name == "step=1000.safetensors"
     (folder / "best.json").write_text(json.dumps({"weights": "step=500.safetensors"}))
     assert weights_of(tmp_path / "run").name == "step=500.safetensors"
+    (folder / "step=500.safetensors").write_bytes((DATA / "editor.safetensors").read_bytes())
+    assert read_checkpoint(tmp_path / "run").path == folder / "step=500.safetensors"
 
 
 def test_shipped_weights_recommend_settings_of_their_own_size():

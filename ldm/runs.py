@@ -1,0 +1,32 @@
+"""Run folders: which of the weights that a training run kept are the ones to use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a folder is a run's (``config.yaml`` and ``checkpoints/``)."""
+    return (path / "checkpoints").is_dir()
+
+
+def kept_weights(run: Path) -> list[Path]:
+    """Return the weights that a run kept, by step. Raises FileNotFoundError if there are none."""
+    found = [p for p in (run / "checkpoints").glob("step=*") if p.suffix in (".safetensors", ".ckpt")]
+    if not found:
+        raise FileNotFoundError(f"run '{run}' has no checkpoints/step=* yet")
+    return sorted(found, key=lambda path: int(path.stem.partition("=")[2]))
+
+
+def weights_of(path: Path) -> Path:
+    """Return the weights that a run folder named the best (``checkpoints/best.json``), or else kept last; any other
+    path as it is. Raises FileNotFoundError for a run that has kept none."""
+    if not is_run(path):
+        return path
+    choice = path / "checkpoints" / "best.json"
+    if choice.is_file():
+        best = path / "checkpoints" / json.loads(choice.read_text(encoding="utf-8"))["weights"]
+        if best.is_file():
+            return best
+    return kept_weights(path)[-1]
