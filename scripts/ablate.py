@@ -13,8 +13,8 @@ from ldm import cli  # noqa: E402
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="ablate.py", description=__doc__, allow_abbrev=False)
     p.add_argument("ablations", type=Path, help="YAML, such as configs/spriteworld/ablations.yaml")
-    p.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for ablations.md and ablations.png")
-    p.add_argument("--work", type=Path, default=ROOT / "logs" / "ablations", help="pairs and runs; kept, gone on with")
+    p.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for the table and the plot")
+    p.add_argument("--work", type=Path, help="data and runs: kept, gone on with; default: logs/<YAML's name>")
     return p.parse_args()
 
 
@@ -22,7 +22,8 @@ def main() -> int:
     args = parse()
     from ldm.training.ablation import read_ablation, run_ablation
 
-    print(run_ablation(read_ablation(args.ablations), ROOT, args.work, args.output))
+    work = args.work or ROOT / "logs" / args.ablations.stem
+    print(run_ablation(read_ablation(args.ablations), ROOT, work, args.output, args.ablations.stem))
     return 0
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
 from ldm.data.images import to_tensor
+from ldm.evaluation.metrics import similarity
 from ldm.evaluation.spriteworld import masks, pictures
 from ldm.spriteworld import measures as m
 from ldm.spriteworld.instructions import WHERE
@@ -122,16 +123,21 @@ def words_of(scene: Scene) -> dict[str, str]:
     return {"animal": scene.animal, "where": WHERE[scene.place]}
 
 
-def exact_measures(case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser: Recogniser) -> dict[str, torch.Tensor]:
+def exact_measures(
+    case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser: Recogniser, photos: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
     """Return the measures of pictures ``x`` that answer a drawn case, one figure a picture each.
 
-    What is asked of the whole class ("prior") is measured by leak and variety, everything else by what was asked.
+    What is asked of the whole class ("prior") is measured by leak, by how alike the subject's photos (``k 3 h w``) it
+    is, and by variety; everything else by what was asked.
     """
     subject = case.subject.world
     found: dict[str, torch.Tensor] = {}
     if case.kind == "prior":
         if subject:
             found["leak"] = recogniser.is_subject(x, subject).float()
+            if photos is not None:
+                found["PRES (recogniser)"] = similarity(recogniser.described(x), recogniser.described(photos))
         found["class right"] = torch.tensor([a == case.subject.class_word for a in recogniser.animals(x)]).float()
         found["variety"] = variety(x)
     elif subject and "colour" not in case.answer and case.answer.get("style") != "grey":

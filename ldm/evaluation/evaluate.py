@@ -241,7 +241,8 @@ def _measure_case(
         found = metrics.field_measures(models, pictures, photos, inputs, captions, case.kind == "prior")
         if prepared.scenes is not None and recogniser is not None:
             x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
-            found |= exact_measures(case, prepared.scenes, x, recogniser)
+            shown = to_tensor(photos) if photos else None
+            found |= exact_measures(case, prepared.scenes, x, recogniser, shown)
         if prepared.region is not None:
             x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
             before = to_tensor(prepared.inputs)

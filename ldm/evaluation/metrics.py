@@ -39,6 +39,9 @@ MEASURES: dict[str, Measure] = {
     "CLIP-T": Measure("cosine of CLIP features of the picture and its caption after", digits=3),
     "CLIP direction": Measure("cosine of the change in pictures and the change in captions", digits=3),
     "leak": Measure("sprite world: the subject is recognised though only its class was asked for", "low"),
+    "PRES (recogniser)": Measure(
+        "sprite world: cosine of the recogniser's features of plain class samples to the subject's photos", "low", 3
+    ),
     "class right": Measure("sprite world: the class that was asked for is recognised"),
     "variety": Measure("sprite world: mean CIELAB distance between class samples (8 x 8 averages)", digits=1),
     "PRES": Measure("DINO of plain class samples to the subject's photos: lower keeps the prior", "low", 3),

@@ -50,6 +50,13 @@ class Recogniser(nn.Module):
         return [ANIMALS[i] for i in self(x)[0].argmax(1).tolist()]
 
     @torch.no_grad()
+    def described(self, x: torch.Tensor) -> torch.Tensor:
+        """Return unit features of pictures, ``b d``: what the recogniser sees before it names it."""
+        if self.grey:
+            x = torch.einsum("bchw,c->bhw", x, x.new_tensor(LUMA))[:, None]
+        return F.normalize(self.features(x), dim=1)
+
+    @torch.no_grad()
     def is_subject(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """Return ``(b,)`` booleans: is the subject of that name in the picture. Raises ValueError for another name."""
         if name not in self.subjects:

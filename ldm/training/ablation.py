@@ -13,30 +13,46 @@ from typing import Any
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 
+from ldm.checkpoint import read_checkpoint, replacing
 from ldm.config import anchored, load_config, nearest
 from ldm.data.images import save_image
+from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.methods import read_methods
 from ldm.evaluation.subject_jobs import compare_subject
+from ldm.evaluation.suites import read_suite
 from ldm.inference.dataset_job import make_dataset
+from ldm.inference.generator import ImageGenerator, TextSettings
+from ldm.inference.text_job import make_class_images
+from ldm.runs import kept_weights
+from ldm.spriteworld.recogniser import load_recogniser
 from ldm.spriteworld.scene import SUBJECTS
 from ldm.training.run import DEFAULTS, finished, train
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("subjects", "seeds", "scenes", "pairs", "config", "steps", "runs", "measures")
+KEYS = ("subjects", "seeds", "scenes", "pairs", "class_images", "suite", "config", "steps", "runs", "measures")
+OPTIONAL = {"scenes": 60, "pairs": None, "class_images": None, "suite": None}
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is to be compared: runs by name with their overrides, over subjects and seeds."""
+    """What is to be compared: runs by name with their overrides, over subjects and seeds.
+
+    Editors learn from ``pairs`` and are measured as ``spriteworld.py subject`` does, over ``scenes``; text-to-image
+    models learn with so many ``class_images`` and are measured by a ``suite``, whose measures are called
+    "<group>: <measure>".
+    """
 
     subjects: list[str]
     seeds: list[int]
-    scenes: int
-    pairs: dict[str, Any]
     config: str
     steps: list[int]
     runs: dict[str, list[str]]
     measures: list[str]
+    scenes: int
+    pairs: dict[str, Any] | None
+    class_images: int | None
+    suite: str | None
 
 
 def read_ablation(path: Path) -> Ablation:
@@ -45,42 +61,65 @@ def read_ablation(path: Path) -> Ablation:
     for key in content:
         if key not in KEYS:
             raise ValueError(f"unknown key '{key}' in {path}{nearest(key, list(KEYS))}")
-    missing = [key for key in KEYS if key not in content]
+    missing = [key for key in KEYS if key not in content and key not in OPTIONAL]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
+    if (content.get("pairs") is None) == (content.get("class_images") is None):
+        raise ValueError(f"{path} needs either pairs (an editor's data) or class_images (a text-to-image model's)")
+    if (content.get("class_images") is None) != (content.get("suite") is None):
+        raise ValueError(f"{path}: class_images and suite go together")
     unknown = sorted(set(content["subjects"]) - set(SUBJECTS))
     if unknown:
         raise ValueError(f"unknown subject '{unknown[0]}' in {path}{nearest(unknown[0], list(SUBJECTS))}")
-    return Ablation(**content)
+    return Ablation(**{**OPTIONAL, **content})
 
 
-def run_ablation(ablation: Ablation, root: Path, work: Path, output: Path) -> str:
-    """Make every pair folder, train every run that is not there yet, measure it, and write ``ablations.md`` and
-    ``ablations.png`` to ``output``; return the table.
+def run_ablation(ablation: Ablation, root: Path, work: Path, output: Path, name: str = "ablations") -> str:
+    """Make the data, train every run that is not there yet, measure it, and write ``<name>.md`` and ``<name>.png`` to
+    ``output``; return the table.
 
-    root: of the project; work: where pairs, runs and their figures are kept, so that a second call goes on.
+    root: of the project; work: where data, runs and their figures are kept, so that a second call goes on.
     """
     data = root / "data" / "spriteworld"
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
     for subject in ablation.subjects:
-        pairs = _pairs(ablation, subject, data, work / "pairs" / subject)
-        for name, changes in ablation.runs.items():
+        given = (
+            _pairs(ablation, subject, data, work) if ablation.pairs else _class_images(ablation, subject, data, work)
+        )
+        for title, changes in ablation.runs.items():
             for seed in ablation.seeds:
-                results = _trained(ablation, name, changes, subject, seed, pairs, root, work, data)
+                results = _trained(ablation, title, changes, subject, seed, given, root, work, data)
                 for step in ablation.steps:
-                    figures = found.setdefault((name, step), {})
+                    figures = found.setdefault((title, step), {})
                     for measure in ablation.measures:
                         value = results[f"step {step}"].get(measure)
                         value = value["mean"] if isinstance(value, dict) else value
                         figures.setdefault(measure, []).append(value)
     text = table(ablation, found)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "ablations.md").write_text(text + "\n", encoding="utf-8")
-    save_image(plot(ablation, found), output / "ablations.png")
+    (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    save_image(plot(ablation, found), output / f"{name}.png")
     return text
 
 
-def _pairs(ablation: Ablation, subject: str, data: Path, folder: Path) -> Path:
+def _class_images(ablation: Ablation, subject: str, data: Path, work: Path) -> list[str]:
+    """Make the frozen model's pictures of the subject's class; return the overrides that name the data."""
+    word = SUBJECTS[subject].class_word
+    folder = work / "class-images" / word
+    checkpoint = read_checkpoint(data / "text-to-image.safetensors")
+    generator = ImageGenerator.from_checkpoint(checkpoint)
+    settings = TextSettings.of_checkpoint(checkpoint.metadata)
+    make_class_images(generator, f"a {word}", folder, ablation.class_images, settings, seed=0, batch_size=25)
+    return [
+        f"dataset.instance={data / 'subjects' / subject}",
+        f"dataset.class_images={folder}",
+        f"dataset.class_word={word}",
+    ]
+
+
+def _pairs(ablation: Ablation, subject: str, data: Path, work: Path) -> list[str]:
+    """Make the subject's pairs; return the overrides that name them."""
+    folder = work / "pairs" / subject
     words = list(ablation.pairs["source_words"])
     args = Namespace(
         photos=[str(data / "subjects" / subject)],
@@ -106,7 +145,7 @@ def _pairs(ablation: Ablation, subject: str, data: Path, folder: Path) -> Path:
         precision="auto",
     )
     make_dataset(args)
-    return folder
+    return [f"dataset.root={folder}"]
 
 
 def _trained(
@@ -115,7 +154,7 @@ def _trained(
     changes: list[str],
     subject: str,
     seed: int,
-    pairs: Path,
+    given: list[str],
     root: Path,
     work: Path,
     data: Path,
@@ -126,16 +165,35 @@ def _trained(
     done = [run for run in runs if (run / "results.json").is_file()]
     if not done:
         last = max(ablation.steps)
-        overrides = [f"dataset.root={pairs}", f"training.max_steps={last}", f"training.seed={seed}"]
+        overrides = [*given, f"training.max_steps={last}", f"training.seed={seed}"]
         overrides += [f"data.params.seed={seed}", f"training.keep_at={ablation.steps}", "training.sheet_every=0"]
         config = anchored(load_config(root / ablation.config, [*overrides, *changes], {"training": DEFAULTS}), root)
         run = next((run for run in runs if finished(run)), None)
         if run is None:
             logger.info("training '%s' on %s, seed %d", name, subject, seed)
             run = train(config, subject, logs)
-        compare_subject(data / "editor.safetensors", run, subject, data, ablation.scenes, seed)
+        if ablation.suite:
+            _by_suite(root / ablation.suite, run, subject, root, data)
+        else:
+            compare_subject(data / "editor.safetensors", run, subject, data, ablation.scenes, seed)
         done = [run]
     return json.loads((done[0] / "results.json").read_text(encoding="utf-8"))
+
+
+def _by_suite(path: Path, run: Path, subject: str, root: Path, data: Path) -> None:
+    """Evaluate every kept step of a text-to-image run by a suite; write the means to the run's ``results.json``."""
+    suite, recogniser = read_suite(path, root), load_recogniser(data / "recogniser.safetensors")
+    found = {}
+    for weights in kept_weights(run):
+        methods = read_methods([f"dreambooth:{subject}={weights}"], suite)
+        summary = evaluate(suite, methods, {}, {}, recogniser, run / "evaluation" / weights.stem).summary()
+        found[weights.stem.replace("=", " ")] = {
+            f"{group}: {measure}": value.mean
+            for group, rows in summary.items()
+            for measure, value in rows.get("dreambooth", {}).items()
+        }
+    with replacing(run / "results.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def table(ablation: Ablation, found: dict[tuple[str, int], dict[str, list[float]]]) -> str:
@@ -143,7 +201,8 @@ def table(ablation: Ablation, found: dict[tuple[str, int], dict[str, list[float]
     runs = len(ablation.subjects) * len(ablation.seeds)
     lines = [
         f"{len(ablation.subjects)} subjects ({', '.join(ablation.subjects)}), {len(ablation.seeds)} seeds each: mean ± "
-        f"standard deviation over {runs} trainings, {ablation.scenes} fresh scenes a figure.",
+        f"standard deviation over {runs} trainings, "
+        + (f"measured by {ablation.suite}." if ablation.suite else f"{ablation.scenes} fresh scenes a figure."),
         "",
         f"| run | steps | {' | '.join(ablation.measures)} |",
         "|---" * (len(ablation.measures) + 2) + "|",
