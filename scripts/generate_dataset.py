@@ -39,6 +39,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--steps", type=int)
     p.add_argument("--sampler")
     p.add_argument("--resolution", type=int, help="working size of the longer side")
+    p.add_argument("--clip", metavar="FOLDER", help="a CLIP, for two more gates: like its input, and what was asked")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--batch-size", type=int, default=1)
     p.add_argument("--vae-ckpt", help="take the first stage from this file instead")

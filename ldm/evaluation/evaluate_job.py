@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ldm.data.images import check_writable
 from ldm.evaluation.evaluate import as_markdown, evaluate
-from ldm.evaluation.features import backbones
 from ldm.evaluation.methods import read_methods
 from ldm.evaluation.suites import read_suite
+from ldm.inference.features import backbones
 from ldm.models.build import choose_device
 from ldm.spriteworld.recogniser import load_recogniser
 

@@ -16,6 +16,7 @@ from ldm.checkpoint import read_checkpoint
 from ldm.config import load_config, nearest
 from ldm.inference.edit_job import find_photos
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.features import named_clip
 from ldm.inference.gates import Gates
 from ldm.inference.pair_maker import PairMaker
 from ldm.inference.pair_plan import (
@@ -26,6 +27,7 @@ from ldm.inference.pair_plan import (
     plan_round_trips,
     readable,
 )
+from ldm.models.build import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +99,9 @@ def make_dataset(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]
     plan = plan_dataset(args)
     checkpoint = read_checkpoint(args.ckpt)
     settings, gates = _settings(args, checkpoint.metadata)
+    clip = None if args.clip is None else named_clip(args.clip, choose_device(args.device))
     editor = ImageEditor.from_checkpoint(checkpoint, None, args.vae_ckpt, args.weights, args.device, args.precision)
-    maker = PairMaker(editor, args.class_word, Path(args.output), settings, gates, args.batch_size)
+    maker = PairMaker(editor, args.class_word, Path(args.output), settings, gates, args.batch_size, clip)
     with tqdm(total=len(plan[rank::world]), unit="pair", disable=None) as bar:
         manifest = maker.run(plan, rank, world, bar.update)
     if manifest is not None:

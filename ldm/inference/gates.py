@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 LOOK = 32  # pixels of a side at which two pictures are compared: fine texture does not count
 PASSED = ""
+UNLIKE, ANOTHER = "unlike its input (CLIP)", "not what was asked (CLIP)"
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Gates:
     destroyed: greatest root mean square difference from the input, over the pixels that differ least (three quarters
     of them: the subject may change as it likes). attempts: how often a picture is made before it is set aside.
     Each further attempt takes another seed; after "unchanged" the text scale grows by ``step``, after "destroyed" the
-    image scale does.
+    image scale does. clip_picture, clip_direction: least cosines where a CLIP is given: of the two pictures, and of the
+    change in pictures to the change in words (InstructPix2Pix filtered its training pairs so; its paper, section 3.1).
     """
 
     blank: float = 0.03
@@ -27,6 +30,8 @@ class Gates:
     destroyed: float = 0.15
     attempts: int = 4
     step: float = 1.15
+    clip_picture: float = 0.7
+    clip_direction: float = 0.2
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
@@ -40,6 +45,9 @@ class Gates:
             raise ValueError(
                 f"gates make no sense: blank {self.blank}, unchanged {self.unchanged}, destroyed {self.destroyed}"
             )
+        for name in ("clip_picture", "clip_direction"):
+            if not -1 <= getattr(self, name) <= 1:
+                raise ValueError(f"gates.{name} is {getattr(self, name)}; a cosine from -1 to 1 is expected")
         if self.step < 1:
             raise ValueError(f"gates.step is {self.step}; 1 or more is expected")
 
@@ -52,8 +60,13 @@ class Verdict:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def judge(before: Image.Image, after: Image.Image, gates: Gates) -> Verdict:
-    """Return the verdict on an edit of a picture. The two may differ in size, not in what they show of the scene."""
+def judge(
+    before: Image.Image, after: Image.Image, gates: Gates, clip: Any = None, words: tuple[str, str] = ("", "")
+) -> Verdict:
+    """Return the verdict on an edit of a picture. The two may differ in size, not in what they show of the scene.
+
+    clip: a ``Clip`` for its two gates; words: what the picture shows before and after, like ("dog", "wolf").
+    """
     a, b = _look(before), _look(after)
     difference = np.sort(np.square(a - b).mean(axis=-1).ravel())
     kept = difference[: len(difference) * 3 // 4]
@@ -69,6 +82,15 @@ def judge(before: Image.Image, after: Image.Image, gates: Gates) -> Verdict:
         return Verdict("unchanged", figures)
     if figures["background change"] > gates.destroyed:
         return Verdict("destroyed", figures)
+    if clip is not None:
+        pictures, texts = clip.images([before, after]), clip.texts([f"a photo of a {word}" for word in words])
+        change, wish = pictures[1] - pictures[0], texts[1] - texts[0]
+        figures["CLIP picture"] = round(float(pictures[0] @ pictures[1]), 4)
+        figures["CLIP direction"] = round(float(change @ wish / (change.norm() * wish.norm()).clamp(min=1e-6)), 4)
+        if figures["CLIP picture"] < gates.clip_picture:
+            return Verdict(UNLIKE, figures)
+        if figures["CLIP direction"] < gates.clip_direction:
+            return Verdict(ANOTHER, figures)
     return Verdict(PASSED, figures)
 
 

@@ -17,7 +17,7 @@ from ldm.data import images
 from ldm.data.instructions import REGULARIZATION_TEMPLATES, REVERSE_TEMPLATE, fill
 from ldm.data.pairs import MANIFEST
 from ldm.inference.editor import EditSettings, ImageEditor
-from ldm.inference.gates import Gates, judge
+from ldm.inference.gates import ANOTHER, UNLIKE, Gates, judge
 from ldm.inference.pair_plan import INSTANCE, REGULARIZATION, Planned, picture_hash
 from ldm.inference.sheets import contact_sheet
 
@@ -52,8 +52,12 @@ class PairMaker:
         settings: EditSettings,
         gates: Gates,
         batch_size: int = 1,
+        clip: Any = None,
     ):
-        """output: the dataset's folder. Raises ValueError if it holds pairs made in another way."""
+        """output: the dataset's folder; clip: a ``Clip`` for its two gates.
+
+        Raises ValueError if the folder holds pairs made in another way.
+        """
         self.editor, self.class_word, self.output = editor, class_word, output
         self.settings, self.gates, self.batch_size = settings.checked(), gates, batch_size
         self.key = {
@@ -66,6 +70,9 @@ class PairMaker:
             "settings": asdict(self.settings),
             "gates": asdict(gates),
         }
+        self.clip = clip
+        if clip is not None:
+            self.key["clip"] = Path(clip.name).name
         self._hashes: dict[Path, str] = {}
         self._check_output()
 
@@ -153,12 +160,14 @@ class PairMaker:
     def _make(self, batch: list[tuple[Planned, Image.Image]]) -> None:
         photos = [photo for _, photo in batch]
         first = [self._sentence(pair, pair.direction != "forward") for pair, _ in batch]
-        made = self._edited(photos, first, [pair.seed for pair, _ in batch])
+        words = [self._words(pair, pair.direction != "forward") for pair, _ in batch]
+        made = self._edited(photos, first, [pair.seed for pair, _ in batch], words)
         again = [i for i, (pair, _) in enumerate(batch) if pair.direction == "round trip" and not made[i].reason]
         seconds = self._edited(
             [made[i].image for i in again],
             [self._sentence(batch[i][0], False) for i in again],
             [batch[i][0].seed + 1_000_000 for i in again],
+            [self._words(batch[i][0], False) for i in again],
         )
         answers = dict(zip(again, seconds, strict=True))
         for i, (pair, _) in enumerate(batch):
@@ -168,7 +177,13 @@ class PairMaker:
         template = REVERSE_TEMPLATE if reverse else REGULARIZATION_TEMPLATES[0]
         return fill(template, class_word=self.class_word, source_word=pair.source_word)
 
-    def _edited(self, photos: list[Image.Image], sentences: list[str], seeds: list[int]) -> list[_Made]:
+    def _words(self, pair: Planned, reverse: bool) -> tuple[str, str]:
+        words = (pair.source_word, self.class_word)
+        return words[::-1] if reverse else words
+
+    def _edited(
+        self, photos: list[Image.Image], sentences: list[str], seeds: list[int], words: list[tuple[str, str]]
+    ) -> list[_Made]:
         """Edit pictures of one size, those that a gate refuses again with other seeds and scales."""
         done: list[_Made | None] = [None] * len(photos)
         scales = [(self.settings.text_scale, self.settings.image_scale)] * len(photos)
@@ -181,7 +196,7 @@ class PairMaker:
                 chosen = [seeds[i] + 10_000_000 * attempt for i in group]
                 results = self.editor.edit([photos[i] for i in group], [sentences[i] for i in group], settings, chosen)
                 for i, seed, result in zip(group, chosen, results, strict=True):
-                    verdict = judge(photos[i], result, self.gates)
+                    verdict = judge(photos[i], result, self.gates, self.clip, words[i])
                     record = {
                         "instruction": sentences[i],
                         "seed": seed,
@@ -200,9 +215,9 @@ class PairMaker:
         return [made for made in done if made is not None]
 
     def _other_scales(self, text: float, image: float, reason: str) -> tuple[float, float]:
-        if reason == "unchanged":
+        if reason in ("unchanged", ANOTHER):
             return min(MAX_SCALE, text * self.gates.step), image
-        if reason == "destroyed":
+        if reason in ("destroyed", UNLIKE):
             return text, min(MAX_SCALE, image * self.gates.step)
         return text, image
 

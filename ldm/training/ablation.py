@@ -139,6 +139,7 @@ def _pairs(ablation: Ablation, subject: str, data: Path, work: Path) -> list[str
         resolution=None,
         seed=0,
         batch_size=25,
+        clip=None,
         vae_ckpt=None,
         weights="auto",
         device="auto",

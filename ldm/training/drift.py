@@ -106,7 +106,7 @@ class DriftMonitor(pl.Callback):
         self.reg_told = [_told(subject, pair, subject.identifier) for pair in reg_chosen]
         self._describe = coarse_colours
         if dino:
-            from ldm.evaluation.features import Dino
+            from ldm.inference.features import Dino
 
             model = Dino(dino)
             self._describe = lambda x: model.images(to_images(x))

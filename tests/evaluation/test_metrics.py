@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from ldm.evaluation import metrics
-from ldm.evaluation.features import Clip, Dino, Lpips, backbones, prepare
+from ldm.inference.features import Clip, Dino, Lpips, backbones, prepare
 from ldm.modules.text import tokenize
 
 

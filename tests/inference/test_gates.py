@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from ldm.inference.gates import Gates, judge
+from ldm.inference.gates import ANOTHER, PASSED, UNLIKE, Gates, judge
 
 GATES = Gates(blank=0.03, unchanged=0.02, destroyed=0.15)
 
@@ -127,3 +128,40 @@ def test_thresholds_of_another_kind_are_refused(given):
     """They come from a YAML file: a slip in it is told in one line."""
     with pytest.raises(ValueError, match=next(iter(given))):
         Gates(**given)
+
+
+class FakeClip:
+    """Pictures and words on a plane: what is bright is a wolf, what is dark a dog, red is neither."""
+
+    name = "fake"
+
+    def images(self, images):
+        return torch.stack([self._of(np.asarray(image.convert("RGB"), float)) for image in images])
+
+    def texts(self, texts):
+        angle = {"dog": 0.2, "wolf": 0.8}
+        return torch.stack([self._at(angle[text.split()[-1]]) for text in texts])
+
+    def _of(self, a):
+        return self._at(2.5 if a[..., 0].mean() > a[..., 1].mean() + 50 else a.mean() / 255)
+
+    @staticmethod
+    def _at(angle):
+        return torch.tensor([np.cos(angle), np.sin(angle)], dtype=torch.float32)
+
+
+def test_a_clip_adds_two_gates():
+    dark, bright = picture(halves(40, 60)), picture(halves(190, 210))
+    dull = picture(halves(60, 40))
+    red = Image.merge("RGB", [bright.convert("L"), dark.convert("L"), dark.convert("L")])
+    wide = Gates(destroyed=1.0)
+    told = ("dog", "wolf")
+    assert judge(dark, bright, wide, FakeClip(), told).reason == PASSED
+    assert judge(bright, dark, wide, FakeClip(), told).reason == ANOTHER  # the other way round
+    assert judge(dark, red, wide, FakeClip(), told).reason == UNLIKE
+    assert judge(dark, red, wide).reason == PASSED  # without CLIP nobody minds
+    assert judge(dark, dull, wide, FakeClip(), told).reason == ANOTHER  # changed, but not towards a wolf
+    loose = Gates(destroyed=1.0, clip_picture=-1.0, clip_direction=-1.0)
+    assert judge(dark, red, loose, FakeClip(), told).reason == PASSED
+    with pytest.raises(ValueError, match=r"clip_picture is 3"):
+        Gates(clip_picture=3)

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw, ImageOps
 
 from ldm.data.pairs import find_pairs
@@ -754,3 +755,34 @@ def test_without_a_class_word_the_command_says_which_option_is_missing(generate,
     code, _, err = generate(**{"class-word": None})
     assert code == 2
     assert "--class-word is needed" in err
+
+
+class Doubtful:
+    """A CLIP that believes in pictures, but never in what was asked."""
+
+    name = "folder/doubtful"
+
+    def images(self, images):
+        return torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+
+    def texts(self, texts):
+        self.asked = [*getattr(self, "asked", []), texts]
+        return torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+
+
+def test_a_clip_judges_every_pair_by_its_own_words_and_is_noted(tmp_path, photos):
+    clip = Doubtful()
+    manifest = maker(tmp_path / "out", clip=clip).run(whole_plan(photos))
+    assert manifest["clip"] == "doubtful"
+    assert manifest["pairs"] == []
+    assert {note["set_aside"] for note in manifest["set_aside"]} == {"not what was asked (CLIP)"}
+    assert ["a photo of a dog", "a photo of a wolf"] in clip.asked  # reverse
+    assert ["a photo of a wolf", "a photo of a dog"] in clip.asked  # forward
+    with pytest.raises(ValueError, match="made with another"):
+        maker(tmp_path / "out", clip=SimpleNamespace(name="other"))
+
+
+def test_a_clip_that_is_not_there_is_one_line(generate, tmp_path, photos):
+    code, _, said = generate(clip=tmp_path / "nothing")
+    assert code == 2
+    assert "cannot be loaded" in said

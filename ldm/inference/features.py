@@ -99,6 +99,14 @@ class Clip:
         return F.normalize(model.text_projection(pooled).float(), dim=1).cpu()
 
 
+def named_clip(name: str, device: str | torch.device = "cpu") -> Clip:
+    """Return the CLIP that a command line names. Raises ValueError in one line if it cannot be loaded."""
+    try:
+        return Clip(name, device)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"--clip '{name}' cannot be loaded: {error}") from error
+
+
 class Lpips(nn.Module):
     """LPIPS with AlexNet (arXiv 1801.03924): a learned distance between pictures, 0 for the same."""
 
