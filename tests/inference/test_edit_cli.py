@@ -404,3 +404,13 @@ def test_edit_sh_passes_the_exit_code_on(tmp_path, tiny_ckpt):
     assert done.stdout == ""
     assert done.stderr.splitlines() == ["edit_cli.py: error: there is no picture 'gone.png'"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_edit_sh_without_arguments_edits_the_shipped_example_from_any_directory(tmp_path):
+    done = subprocess.run([ROOT / "edit.sh"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no arguments: editing data/spriteworld/pictures/wolf/01.png" in done.stderr
+    made = [tmp_path / line for line in done.stdout.split()]
+    assert [path.parent for path in made] == [tmp_path / "logs" / "edits"]
+    example = ROOT / "data" / "spriteworld" / "pictures" / "wolf" / "01.png"
+    assert np.abs(pixels(made[0]) - pixels(example)).mean() > 2
