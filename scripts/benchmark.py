@@ -1,4 +1,4 @@
-"""Measure speed and memory: `edit` beside diffusers, `load` of a checkpoint like the published one."""
+"""Measure speed and memory: `edit` and `train` beside diffusers, `load` of a checkpoint like the published one."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from ldm import cli  # noqa: E402
 
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
-    p.add_argument("what", choices=("edit", "load"))
+    p.add_argument("what", choices=("edit", "train", "load"))
     p.add_argument("--size", choices=("tiny", "full"), default="tiny")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--rounds", type=int, default=5)
@@ -36,6 +36,12 @@ def main() -> int:
         from ldm.evaluation.benchmark import benchmark_edit, report
 
         print(report(benchmark_edit(args.size, device, args.rounds)))
+        return 0
+    if args.what == "train":
+        from ldm.evaluation.benchmark import report
+        from ldm.evaluation.benchmark_train import benchmark_train
+
+        print(report(benchmark_train(args.size, device, args.rounds)))
         return 0
     from ldm.evaluation.benchmark_load import benchmark_load
 
