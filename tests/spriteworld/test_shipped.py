@@ -1,0 +1,117 @@
+"""The weights that ship: they edit, guidance acts as it should, and training from them does not break them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.checkpoint import read_checkpoint
+from ldm.config import load_config
+from ldm.data.images import open_rgb, to_tensor
+from ldm.evaluation import subject as subjects
+from ldm.evaluation.spriteworld import draw_edits, editing, masks, pictures
+from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.models.build import CONFIGS, load_model
+from ldm.spriteworld import measures as m
+from ldm.spriteworld.recogniser import load_recogniser
+from ldm.training.run import DEFAULTS, train
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data" / "spriteworld"
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return ImageEditor.from_checkpoint(DATA / "editor.safetensors", device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def recogniser():
+    return load_recogniser(DATA / "recogniser.safetensors")
+
+
+@pytest.fixture(scope="module")
+def swaps():
+    edits = draw_edits(16, 91, "class")
+    before, was, will = (
+        pictures([e.source for e in edits]),
+        masks([e.source for e in edits]),
+        masks([e.target for e in edits]),
+    )
+    return edits, before, was, will
+
+
+def settings(**more):
+    return EditSettings.of_checkpoint(read_checkpoint(DATA / "editor.safetensors").metadata, steps=8, **more)
+
+
+def test_class_swaps_are_recognised(editor, recogniser, swaps):
+    edits, before, *_ = swaps
+    x = editing(editor, settings())(before, [e.instruction for e in edits])
+    right = [a == e.target.animal for a, e in zip(recogniser.animals(x), edits, strict=True)]
+    assert sum(right) >= 14  # 99 of 100 over many; none by chance
+
+
+def test_more_text_scale_changes_more_and_more_image_scale_keeps_more(editor, swaps):
+    edits, before, *_ = swaps
+    texts = [e.instruction for e in edits]
+
+    def change(**scales):
+        return (editing(editor, settings(**scales))(before, texts) - before).abs().mean().item()
+
+    by_text = [change(text_scale=text, image_scale=1.5) for text in (1.0, 2.5, 5.0)]
+    assert by_text == sorted(by_text)
+    by_image = [change(text_scale=1.0, image_scale=image) for image in (0.0, 0.5, 1.0)]
+    assert by_image == sorted(by_image, reverse=True)
+
+
+def test_a_subjects_figures_for_one_that_always_answers_right_and_one_that_never_edits(recogniser):
+    photos = to_tensor([open_rgb(path) for path in sorted((DATA / "subjects" / "biscuit").glob("*.png"))])
+    asked = []
+
+    def oracle(x, texts):
+        asked.append(texts)
+        wolves = subjects.source_scenes("wolf", len(x), 1)
+        scenes = wolves if "wolf" in texts[0] else None
+        if scenes is None or "sks" not in texts[0]:
+            return x
+        return pictures([subjects.true_scene(scene, "biscuit") for scene in scenes])
+
+    best, _ = subjects.subject_figures(oracle, "biscuit", recogniser, photos, ("wolf",), n=12, seed=1)
+    assert best["trained source: subject recognised"].mean == 1
+    assert best["trained source: colour distance"].mean < 1e-3
+    assert best["trained source: incomplete edit"].mean == 0
+    assert best["trained source: roughness"].mean == pytest.approx(1)
+    copied, _ = subjects.subject_figures(lambda x, _: x, "biscuit", recogniser, photos, ("wolf",), n=12, seed=1)
+    assert copied["trained source: subject recognised"].mean == 0
+    assert copied["trained source: incomplete edit"].mean == 1
+    assert copied["trained source: background kept (dB)"].mean == 60
+    assert copied["plain class: recognised"].mean == 0
+    assert asked[0][0] == "replace the wolf with a sks dog"
+    assert asked[-1][0] == "replace the wolf with a dog"
+
+
+def test_some_steps_from_the_shipped_weights_do_not_break_them(tmp_path, recogniser, swaps):
+    edits, before, *_ = swaps
+    overrides = [
+        f"model.params.ckpt_path={DATA / 'editor.safetensors'}",
+        "model.params.scheduler_config=null",
+        "data.params.train.params.length=64",
+        "data.params.batch_size=8",
+        "data.params.num_workers=0",
+        "training.max_steps=4",
+        "training.cache_latents=false",
+        "training.sheet_every=0",
+        "training.precision=fp32",
+    ]
+    config = load_config(CONFIGS.parent / "spriteworld" / "instruct-pix2pix.yaml", overrides, {"training": DEFAULTS})
+    run = train(config, "go-on", tmp_path)
+    weights = run / "checkpoints" / "step=4.safetensors"
+    begun, now = (load_model(path, precision="fp32").state_dict() for path in (DATA / "editor.safetensors", weights))
+    name = "model.diffusion_model.out.2.weight"
+    assert not torch.equal(begun[name], now[name])
+    trained = ImageEditor.from_checkpoint(weights, device="cpu", precision="fp32")
+    x = editing(trained, settings())(before, [e.instruction for e in edits])
+    right = [a == e.target.animal for a, e in zip(recogniser.animals(x), edits, strict=True)]
+    assert sum(right) >= 14
+    assert m.background_psnr(x, before, *swaps[2:]).mean() > 25
