@@ -354,22 +354,35 @@ def replacing(path: str | Path):
 def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
     """Write weights by their published names, ``.safetensors`` or ``.ckpt`` by the path's ending, all or nothing.
 
-    metadata: JSON values, among them ``config``; kept inside the file. Raises ValueError for another ending.
+    metadata: JSON values, among them ``config``; kept inside the file. Raises ValueError for another ending, OSError
+    (one line) if the file cannot be written: the disk is full, say.
     """
     path = Path(path)
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise ValueError(f"cannot save '{path}': the name must end in .safetensors or .ckpt")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as temporary:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+        try:
+            if path.suffix == ".safetensors":
+                write_safetensors(state, temporary, {METADATA_KEY: json.dumps(dict(metadata))})
+            else:
+                torch.save({"state_dict": state, METADATA_KEY: dict(metadata)}, temporary)
+        except (OSError, RuntimeError) as error:  # torch says a full disk with a RuntimeError
+            raise OSError(f"cannot write '{path}' ({error})") from error
 
-            save_file(state, temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(dict(metadata))})
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
-        elif path.suffix == ".ckpt":
-            torch.save({"state_dict": state, METADATA_KEY: dict(metadata)}, temporary)
-        else:
-            raise ValueError(f"cannot save '{path}': the name must end in .safetensors or .ckpt")
+
+def write_safetensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write contiguous tensors, with the permissions that other files get. Raises OSError if that fails."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(state), path, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
 
 
 def _listed(names: list[str], limit: int = 5) -> str:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from ldm.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from ldm.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, write_safetensors
 from ldm.diffusers_format import FIRST_STAGE, TEXT, UNET, to_diffusers
 from ldm.models.build import config_for, load_model
 from ldm.modules.text import CLIP_VIT_L_14
@@ -64,7 +63,7 @@ def _as_folder(checkpoint: Checkpoint, output: Path, weights: str) -> Path:
         (temporary / part).mkdir(parents=True, exist_ok=True)
         name = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
         kept = tensors if part == "vae" else {k: _half(v) for k, v in tensors.items()}
-        save_file({k: v.contiguous() for k, v in kept.items()}, temporary / part / name, metadata={"format": "pt"})
+        write_safetensors({k: v.contiguous() for k, v in kept.items()}, temporary / part / name)
     for part, config in described.items():
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         (temporary / part).mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -193,6 +194,28 @@ def test_killed_inside_an_accumulation_and_resumed_it_ends_bit_for_bit_the_same(
     assert launched(again) == run
     a, b = weights(unbroken, 8), weights(run, 8)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_when_no_more_can_be_written_the_run_says_so_and_can_be_gone_on_with(pairs, tmp_path):
+    """The kernel refuses to write files of more than half a MiB, as a full disk would in the middle of a checkpoint."""
+    run = launched(command(pairs, tmp_path, steps=2))
+    settings = (run / "config.yaml").read_text()
+    changed = settings.replace("max_steps: 2", "max_steps: 4").replace("keep_at:\n  - 2", "keep_at:\n  - 4")
+    (run / "config.yaml").write_text(changed)
+    again = [sys.executable, str(ROOT / "scripts" / "train.py"), "--resume", str(run), "--threads", "1"]
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, 1 << 19))
+
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=240, preexec_fn=full)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "cannot write" in done.stderr.splitlines()[-1]
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["last.ckpt", "step=2.safetensors"]
+    assert launched(again) == run
+    assert (run / "checkpoints" / "step=4.safetensors").is_file()
 
 
 def test_parameters_are_counted_without_building_them(pairs):
