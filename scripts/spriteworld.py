@@ -15,7 +15,9 @@ DATA = ROOT / "data" / "spriteworld"
 
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="spriteworld.py", description=__doc__, allow_abbrev=False)
-    p.add_argument("what", choices=("sheet", "measure", "photos", "recogniser", "scale", "subject", "curves"))
+    p.add_argument(
+        "what", choices=("sheet", "measure", "photos", "recogniser", "scale", "subject", "curves", "auto-cfg")
+    )
     p.add_argument("--output", type=Path, help="sheet: a PNG; measure: a folder for the table and a sheet of edits")
     p.add_argument("--ckpt", type=Path, default=DATA / "editor.safetensors", help="measure: an editor or first stage")
     p.add_argument("--scenes", type=int, default=200, help="measure: fresh scenes per kind of edit")
@@ -44,6 +46,8 @@ def main() -> int:
         print(json.dumps(jobs.make_recognisers(DATA, args.steps), indent=2))
     elif args.what == "curves":
         print(jobs.draw_curves(args.run, args.output or DATA / "curves.png"))
+    elif args.what == "auto-cfg":
+        print(jobs.measure_auto_cfg(args.ckpt, DATA, args.scenes, args.seed))
     elif args.what == "subject":
         from ldm.evaluation.subject_jobs import compare_subject
 

@@ -12,12 +12,15 @@ from tqdm import tqdm
 
 from ldm.checkpoint import read_checkpoint
 from ldm.config import instantiate_from_config
-from ldm.data.images import save_image
+from ldm.data.images import save_image, to_images, to_tensor
 from ldm.evaluation import spriteworld as world
 from ldm.evaluation.curves import curves
+from ldm.inference.auto_cfg import choose_scales, scale_grid
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.build import config_for
+from ldm.spriteworld import measures as m
+from ldm.spriteworld.instructions import KINDS
 from ldm.spriteworld.recogniser import accuracy, load_recogniser, save_recogniser, train_recognisers
 from ldm.spriteworld.scene import ANIMALS, PLACES, STYLES, SUBJECTS, draw, random_scene, subject_scene
 from ldm.spriteworld.sheets import grid
@@ -115,3 +118,46 @@ def measure_checkpoint(ckpt: Path, data: Path, n: int, seed: int, output: Path |
         if edit is not None:
             save_image(world.edit_sheet(edit), output / "edits.png")
     return text
+
+
+def measure_auto_cfg(ckpt: Path, data: Path, scenes: int, seed: int) -> str:
+    """Return a Markdown table of auto-cfg against the checkpoint's own scales: fresh scenes of every kind of edit, the
+    same seeds; means, and the paired difference with its 95 % interval."""
+    checkpoint = read_checkpoint(ckpt)
+    editor = ImageEditor.from_checkpoint(checkpoint)
+    settings = EditSettings.of_checkpoint(checkpoint.metadata)
+    recogniser = load_recogniser(data / "recogniser.safetensors")
+    grid = scale_grid(settings)
+    lines = ["| edits | measure | fixed scales | auto-cfg | difference | n |", "|---|---|---|---|---|---|"]
+    totals: list[torch.Tensor] = []
+    for kind in KINDS:
+        edits = world.draw_edits(scenes, seed, kind)
+        before, truth = (world.pictures([getattr(e, side) for e in edits]) for side in ("source", "target"))
+        texts = [e.instruction for e in edits]
+        fixed = world.editing(editor, settings)(before, texts)
+        chosen = torch.cat(
+            [
+                to_tensor(choose_scales(editor, photo, text, settings, i, grid)[0].picture)
+                for i, (photo, text) in enumerate(zip(to_images(before), texts, strict=True))
+            ]
+        )
+        pair = [m.exact_psnr(x, truth) for x in (fixed, chosen)]
+        totals.append(torch.stack(pair))
+        lines.append(_compared(kind, "exact (dB)", *pair))
+        if kind == "class":
+            wanted = [e.target.animal for e in edits]
+            right = [
+                torch.tensor([a == b for a, b in zip(recogniser.animals(x), wanted, strict=True)]).float()
+                for x in (fixed, chosen)
+            ]
+            lines.append(_compared(kind, "recognised", *right))
+    lines.append(_compared("all", "exact (dB)", *torch.cat(totals, dim=1)))
+    return "\n".join(lines)
+
+
+def _compared(kind: str, name: str, fixed: torch.Tensor, chosen: torch.Tensor) -> str:
+    change = m.bootstrap(chosen - fixed)
+    return (
+        f"| {kind} | {name} | {fixed.mean():.2f} | {chosen.mean():.2f} | {change.mean:+.2f} [{change.low:+.2f}, "
+        f"{change.high:+.2f}] | {change.n} |"
+    )
