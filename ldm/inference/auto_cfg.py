@@ -20,7 +20,7 @@ from ldm.diffusion.conditioning import Conditioning
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.sheets import PAPER, contact_sheet
 
-TEXT_FACTORS = (0.4, 0.6, 0.8, 1.0, 1.25)
+TEXT_FACTORS = (0.5, 0.75, 1.0, 1.3, 1.7)
 IMAGE_FACTORS = (0.8, 1.0, 1.25)
 NOISE_LEVELS = (0.3, 0.7, 1.5, 3.0)
 INSTRUCTION_WEIGHT = 0.25  # measured in the sprite world: flat between 0.1 and 0.5

@@ -115,7 +115,7 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
     _check_together(config, settings, precision)
     last = None
     if resume is not None:
-        folder = resume
+        folder, logs = resume, resume.parent
         last = folder / "checkpoints" / "last.ckpt"
         if not last.is_file():
             raise FileNotFoundError(f"run '{resume}' has no checkpoints/last.ckpt to resume from")
@@ -141,7 +141,7 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
     finally:
         if trainer.is_global_zero:
             merge(folder / "metrics")
-    if trainer.global_step < settings["max_steps"]:
+    if trainer.is_global_zero and trainer.global_step < settings["max_steps"]:
         logger.warning("stopped at step %d; go on with --resume %s", trainer.global_step, folder)
     return folder if trainer.is_global_zero else None
 
