@@ -31,6 +31,6 @@ stage first-stage configs/spriteworld/first-stage.yaml "${STEPS_FIRST_STAGE:-360
 scale="$("$python" scripts/spriteworld.py scale)"
 [ -f "$data/recogniser-grey.safetensors" ] || "$python" scripts/spriteworld.py recogniser
 stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-1200}" text-to-image "model.params.scale_factor=$scale"
-stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-2300}" editor "model.params.scale_factor=$scale"
+stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-7600}" editor "model.params.scale_factor=$scale"
 "$python" scripts/spriteworld.py photos > /dev/null
 "$python" scripts/spriteworld.py measure --output "$data/measures"
