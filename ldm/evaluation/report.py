@@ -174,7 +174,9 @@ def _case(results: Results, case: Any) -> str:
     for record in results.records:
         if record.case == case.name and record.prompt:
             told.setdefault(record.method, record.prompt)
-    words = "".join(f"<dt>{escape(_title(m))}</dt><dd>“{escape(p)}”</dd>" for m, p in told.items())
+    several = {r.method for r in results.records if r.case == case.name and r.prompt not in ("", told.get(r.method))}
+    more = {m: " <span class='soft'>(the first picture)</span>" if m in several else "" for m in told}
+    words = "".join(f"<dt>{escape(_title(m))}</dt><dd>“{escape(p)}”{more[m]}</dd>" for m, p in told.items())
     missing = [m for m in dict.fromkeys(m["method"] for m in results.methods) if m not in told]
     words += "".join(f"<dt>{escape(_title(m))}</dt><dd>has no prompt here</dd>" for m in missing)
     data = base64.b64encode(results.sheets[case.name].read_bytes()).decode()
