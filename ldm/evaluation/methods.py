@@ -74,10 +74,23 @@ def read_methods(given: Sequence[str], suite: Suite) -> list[Method]:
             raise ValueError(f"method '{key}' is given twice; compare two runs of one method with --compare")
         checkpoint = read_checkpoint(path)
         file = checkpoint.path
+        _check_learned(name, subject, checkpoint, suite)
         kind = TextSettings if name in TEXT_METHODS else EditSettings
         settings = kind.of_checkpoint(checkpoint.metadata, **suite.settings.get(name, {}))
         methods.append(Method(name, subject, file, checkpoint, settings, fingerprint(file)))
     return methods
+
+
+def _check_learned(name: str, subject: str, checkpoint: Checkpoint, suite: Suite) -> None:
+    """Raise ValueError if weights say that they learned another subject than the suite asks them for."""
+    learned = checkpoint.metadata.get("recipe") or {}
+    for asked in (suite.subjects[subject],) if subject else suite.subjects.values():
+        theirs = tuple(learned.get(key, getattr(asked, key)) for key in ("identifier", "class_word"))
+        if theirs != (asked.identifier, asked.class_word):
+            raise ValueError(
+                f"method {name}, '{checkpoint.path}': it learned “{' '.join(theirs)}”, but subject {asked.name} of the "
+                f"suite is “{asked.identifier} {asked.class_word}”; for one subject of several say {name}:SUBJECT=RUN"
+            )
 
 
 def make_pictures(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint import read_checkpoint, save_checkpoint
 from ldm.evaluation import methods as methods_module
 from ldm.evaluation.compare import compare
 from ldm.evaluation.evaluate import BOUNDS, as_markdown, evaluate
@@ -292,6 +293,20 @@ def test_weights_of_the_wrong_kind_are_refused(tmp_path):
     content["cases"][0]["prompts"]["instruct2dream"] = "make it a dog"
     with pytest.raises(ValueError, match=r"method instruct2dream, .*text alone .4 input channels"):
         run(tmp_path, tmp_path / "out", given, content)
+
+
+@pytest.mark.parametrize(("learned", "fine"), [("sks dog", True), ("zwx dog", False), ("sks cat", False)])
+def test_weights_of_another_subject_are_refused(tmp_path, learned, fine):
+    identifier, class_word = learned.split()
+    recipe = {"recipe": {"identifier": identifier, "class_word": class_word}}
+    save_checkpoint(tmp_path / "w.safetensors", {"a": torch.zeros(1)}, recipe)
+    suite = read_suite(write(tmp_path, suite_content(tmp_path)), ROOT)
+    given = [f"instruct_pix2pix:biscuit={tmp_path / 'w.safetensors'}"]
+    if fine:
+        assert read_methods(given, suite)[0].subject == "biscuit"
+    else:
+        with pytest.raises(ValueError, match=f"it learned “{learned}”, but subject biscuit"):
+            read_methods(given, suite)
 
 
 def test_a_run_gives_the_weights_it_chose_or_else_its_last(tmp_path):
