@@ -24,7 +24,7 @@ from ldm.models.build import choose_precision
 from ldm.modules.text import tokenize
 
 TEXTS = ["replace the wolf with a sks dog", "replace the wolf with a dog"]
-_CHILD = "import sys; from ldm.evaluation.benchmark_train import child; child(*sys.argv[1:])"
+_CHILD = "import sys; from ldm.evaluation.benchmark_train import child; print(child(*sys.argv[1:]))"
 
 
 def our_step(size: str, device: torch.device, precision: str, pixels: int, text: bool = False) -> Callable[[], Any]:
@@ -84,8 +84,8 @@ def their_step(size: str, device: torch.device, precision: str, pixels: int) -> 
     return call
 
 
-def child(who: str, size: str, device: str, precision: str, pixels: str, rounds: str, threads: str) -> None:
-    """Print one variant's seconds and peak memory as JSON: what the child process does."""
+def child(who: str, size: str, device: str, precision: str, pixels: str, rounds: str, threads: str) -> str:
+    """Return one variant's seconds and peak memory as JSON: what the child process does."""
     torch.set_num_threads(int(threads))
     place = torch.device(device)
     make = {"diffusers": their_step, "ours": our_step, "ours, text too": lambda *a: our_step(*a, text=True)}[who]
@@ -102,7 +102,7 @@ def child(who: str, size: str, device: str, precision: str, pixels: str, rounds:
             if place.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds, "peak": peak()}))
+    return json.dumps({"seconds": seconds, "peak": peak()})
 
 
 def benchmark_train(size: str, device: torch.device, rounds: int, pixels: int = 256) -> list[Series]:

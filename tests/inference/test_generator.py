@@ -130,7 +130,8 @@ def test_a_job_writes_pictures_with_their_recipes_and_a_sheet(ckpt, tmp_path):
         assert picture.size == (32, 32)
     assert (recipe["text"], recipe["seed"], recipe["steps"]) == ("a cat", 4, 2)
     (single,) = make_pictures(arguments(ckpt, tmp_path / "one.png", prompt=["a dog"], num_samples=1))
-    assert Image.open(single).tobytes() == Image.open(written[0]).tobytes()
+    one, of_two = (to_tensor(Image.open(path)) for path in (single, written[0]))
+    assert (one - of_two).abs().max() <= 2.1 / 255  # a batch of two rounds differently
     with pytest.raises(ValueError, match="do not fit into the one file"):
         make_pictures(arguments(ckpt, tmp_path / "one.png"))
 
