@@ -85,13 +85,18 @@ def check_drawn(case: Case, where: str) -> None:
 
 
 def draw_case(case: Case) -> DrawnCase:
-    """Return the scenes of a case, never seen in training (their seeds have four parts), with their answers."""
+    """Return the scenes of a case, never seen in training (their seeds have four parts), with their answers.
+
+    Raises ValueError if the answer changes nothing in the scenes that are drawn.
+    """
     drawn = dict(case.drawn or {})
     n, seed = drawn.pop("scenes", 1), drawn.pop("seed", 0)
     name = drawn.pop("subject", None)
     before = []
     attempt = 0
     while len(before) < n:
+        if attempt == 100 * n:
+            raise ValueError(f"case '{case.name}': answer {case.answer} changes nothing in the scenes that are drawn")
         rng = np.random.default_rng([seed, attempt, 84, 0])
         scene = random_scene(rng, **drawn) if name is None else subject_scene(rng, name, **drawn)
         if answer(scene, case.answer) != scene or not case.answer:  # there must be something to do

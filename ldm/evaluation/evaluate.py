@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import platform
@@ -177,6 +178,7 @@ def prepare(case: Case, seeds: Sequence[int]) -> Prepared:
 
     Raises ValueError if the mask has another size than the picture.
     """
+    region = None
     if case.drawn is not None:
         scenes = draw_case(case)
         inputs, words = to_images(scenes.x), [words_of(scene) for scene in scenes.before]
@@ -185,10 +187,8 @@ def prepare(case: Case, seeds: Sequence[int]) -> Prepared:
             k = len(seeds)
             repeated = (t.repeat(k, 1, 1, 1) for t in (scenes.x, scenes.truth, scenes.was, scenes.will))
             scenes = DrawnCase(scenes.before * k, scenes.after * k, *repeated)
-        region = None
     else:
         scenes, inputs, words, names = None, [open_rgb(case.picture)], [{}], [str(case.picture)]
-        region = None
         if case.mask is not None:
             mask = open_rgb(case.mask).convert("L")
             if mask.size != inputs[0].size:
@@ -211,7 +211,7 @@ def wanted_of(prepared: Prepared, method: Method, output: Path) -> list[Wanted]:
             prompt=prompt_of(prepared.case, method.name, **words),
             seed=seed,
             input=None if text else picture,
-            input_name="" if text else name,
+            input_name="" if text else f"{name} {hashlib.sha256(picture.tobytes()).hexdigest()[:16]}",
             path=folder / f"{i:03d}-{seed}.png",
         )
         for i, (picture, name, words, seed) in enumerate(

@@ -115,6 +115,11 @@ def test_scenes_are_the_same_every_time_and_always_leave_something_to_do():
     assert all(scene.place == "beach" for scene in first.after)
 
 
+def test_an_answer_that_changes_nothing_is_refused():
+    with pytest.raises(ValueError, match="changes nothing"):
+        drawn.draw_case(case("recontextualisation", "global", {"scenes": 2, "place": "beach"}, {"place": "beach"}))
+
+
 def test_every_seed_sees_every_scene():
     p = prepare(case(what={"scenes": 3}), (0, 7))
     assert len(p.inputs) == len(p.seeds) == len(p.scenes.x) == 6

@@ -176,6 +176,17 @@ def test_other_settings_make_the_pictures_again(done, tmp_path):
     assert seen == {1, 2}
 
 
+def test_other_inputs_under_the_same_names_make_the_pictures_again(done):
+    folder, _ = done
+    before = run(folder, folder / "out3")
+    made = [folder / "out3" / r.file for r in before.records if r.case == "drawn" and r.method == "instruct_pix2pix"]
+    inputs = [read_recipe(path)["input"] for path in made]
+    content = suite_content(folder)
+    content["cases"][0]["drawn"] = {**content["cases"][0]["drawn"], "seed": 6}
+    run(folder, folder / "out3", content=content)
+    assert all(read_recipe(path)["input"] != old for path, old in zip(made, inputs, strict=True))
+
+
 def test_two_results_are_compared_picture_by_picture(done, tmp_path):
     folder, _ = done
     other = tmp_path / "other"
