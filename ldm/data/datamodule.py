@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.config import instantiate_from_config
+from ldm.data.augment import Size
 from ldm.data.memory import InMemory
 from ldm.data.stream import StepSampler, Streams
 
@@ -75,7 +76,7 @@ class PairDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ):
-        """train, reg: datasets with ``item(index, visit)`` such as ``PersonalizedEdit``, or their configs; reg: None
+        """train, reg: datasets with ``item(index, visit, size)`` and ``size_of(index)`` such as ``PersonalizedEdit``, or their configs; reg: None
         trains without prior preservation. batch_size, reg_batch_size: pairs of each in a step of one process (the
         second defaults to the first)."""
         super().__init__()
@@ -124,13 +125,19 @@ class PairDataModule(pl.LightningDataModule):
 
 
 class _Keyed(Dataset):
+    """Items of several streams by (stream, index, visit); a batch has the size that fits its first item best."""
+
     def __init__(self, streams: dict[str, Any]):
         self.streams = streams
 
-    def __getitem__(self, key: tuple[str, int, int]) -> dict[str, Any]:
-        name, index, visit = key
+    def __getitems__(self, keys: list[tuple[str, int, int]]) -> list[dict[str, Any]]:
+        first, index, _ = keys[0]
+        size = self.streams[first].size_of(index)
+        return [self._item(*key, size) for key in keys]
+
+    def _item(self, name: str, index: int, visit: int, size: Size) -> dict[str, Any]:
         seed = zlib.crc32(f"{name}/{index}/{visit}".encode())
-        return {**self.streams[name].item(index, visit), "seed": torch.tensor(seed)}
+        return {**self.streams[name].item(index, visit, size), "seed": torch.tensor(seed)}
 
 
 def _built(node: Any, **extra: Any) -> Any:

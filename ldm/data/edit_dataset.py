@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ldm.data.augment import JointCrop, to_common_aspect
+from ldm.data.augment import JointCrop, Size, to_common_aspect
 from ldm.data.images import open_rgb, to_tensor
 from ldm.data.pairs import Pair, find_pairs
 from ldm.data.visited import Visited
@@ -64,10 +64,12 @@ class EditDataset(Visited):
         """Return the triplet's instruction."""
         return triplet.instruction
 
-    def pictures(self, triplet: Pair, flip: bool, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def pictures(
+        self, triplet: Pair, flip: bool, rng: np.random.Generator, size: Size | None = None
+    ) -> dict[str, torch.Tensor]:
         """Return ``input`` and ``edited`` as one view shows them, each ``3 h w`` in [-1, 1]."""
         before, after = to_common_aspect(open_rgb(triplet.input), open_rgb(triplet.edited))
-        view = self.view.draw(before.width / before.height, rng, flip)
+        view = self.view.draw(before.width / before.height, rng, flip, size)
         sides = {"input": before, "edited": after}
         return {name: to_tensor(self.view.apply(image, view))[0] for name, image in sides.items()}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from ldm.checkpoint import replacing
 
@@ -52,6 +52,16 @@ def open_rgb(path: str | Path) -> Image.Image:
 
 class _TooLarge(ValueError):
     pass
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Return an upright picture's (width, height) without reading its pixels. Raises ValueError as ``open_rgb`` does."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except Exception:  # whatever it is, the reader of pixels says it better
+        return open_rgb(path).size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

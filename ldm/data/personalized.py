@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ldm.data import instructions as words
-from ldm.data.augment import JointCrop
+from ldm.data.augment import JointCrop, Size
 from ldm.data.images import SUFFIXES, open_rgb, to_tensor
 from ldm.data.visited import Visited
 
@@ -36,6 +36,7 @@ class PersonalizedImages(Visited):
         seed: int = 0,
         held_out: float = 0.0,
         limit: int | None = None,
+        aspect_buckets: int | None = None,
     ):
         """data_root: a folder of pictures. class_word: what they show. templates: captions with {identifier} and
         {class_word}, default "a {identifier} {class_word}". reg: these are class pictures: no identifier. The rest is
@@ -56,7 +57,7 @@ class PersonalizedImages(Visited):
         self.class_word, self.identifier, self.source_word = class_word, "" if reg else identifier, None
         default = CLASS_CAPTIONS if reg else INSTANCE_CAPTIONS
         self.templates = words.check_templates(templates or default, () if reg else ("identifier",))
-        view = JointCrop(size, min_resize, max_resize, crop, flip)
+        view = JointCrop(size, min_resize, max_resize, crop, flip, aspect_buckets)
         super().__init__(files, [path.name for path in files], view, reg, repeats, seed, held_out, limit)
 
     def sentence(self, photo: Path, rng: np.random.Generator) -> str:
@@ -64,10 +65,12 @@ class PersonalizedImages(Visited):
         template = self.templates[int(rng.random() * len(self.templates))]
         return words.fill(template, self.identifier, self.class_word)
 
-    def pictures(self, photo: Path, flip: bool, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def pictures(
+        self, photo: Path, flip: bool, rng: np.random.Generator, size: Size | None = None
+    ) -> dict[str, torch.Tensor]:
         """Return ``edited``: the photo as one view shows it, ``3 h w`` in [-1, 1]."""
         image = open_rgb(photo)
-        view = self.view.draw(image.width / image.height, rng, flip)
+        view = self.view.draw(image.width / image.height, rng, flip, size)
         return {"edited": to_tensor(self.view.apply(image, view))[0]}
 
     def files(self, photo: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ldm.data import instructions as words
-from ldm.data.augment import JointCrop, to_common_aspect
+from ldm.data.augment import JointCrop, Size, to_common_aspect
 from ldm.data.images import open_rgb, to_tensor
 from ldm.data.pairs import Pair, find_pairs, read_manifest
 from ldm.data.visited import Visited
@@ -35,12 +35,13 @@ class PersonalizedEdit(Visited):
         seed: int = 0,
         held_out: float = 0.0,
         limit: int | None = None,
+        aspect_buckets: int | None = None,
     ):
         """data_root: a folder of pairs (see ``ldm.data.pairs``).
 
         class_word, source_word: default: the manifest's; a pair's own source word in the manifest wins. templates:
         sentences with {identifier} {class_word} {source_word}; default upstream's. reg: these are regularization
-        pairs: no identifier in their sentences. size, min_resize, max_resize, crop, flip: see ``JointCrop``; repeats,
+        pairs: no identifier in their sentences. size, min_resize, max_resize, crop, flip, aspect_buckets: see ``JointCrop``; repeats,
         held_out, limit: see ``Visited``.
         Raises FileNotFoundError or ValueError for what is missing or makes no sense.
         """
@@ -52,7 +53,7 @@ class PersonalizedEdit(Visited):
         if not reg and not identifier.strip():
             raise ValueError("the identifier is empty; give a rare word such as sks")
         self._check_words(pairs, data_root)
-        view = JointCrop(size, min_resize, max_resize, crop, flip)
+        view = JointCrop(size, min_resize, max_resize, crop, flip, aspect_buckets)
         super().__init__(pairs, [p.photo or p.id for p in pairs], view, reg, repeats, seed, held_out, limit)
 
     @property
@@ -78,10 +79,12 @@ class PersonalizedEdit(Visited):
         template = self.templates[int(rng.random() * len(self.templates))]
         return words.fill(template, self.identifier, self.class_word or "", pair.source_word or self.source_word or "")
 
-    def pictures(self, pair: Pair, flip: bool, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def pictures(
+        self, pair: Pair, flip: bool, rng: np.random.Generator, size: Size | None = None
+    ) -> dict[str, torch.Tensor]:
         """Return a pair's ``input`` and ``edited`` as one view shows them, each ``3 h w`` in [-1, 1]."""
         before, after = to_common_aspect(open_rgb(pair.input), open_rgb(pair.edited))
-        view = self.view.draw(before.width / before.height, rng, flip)
+        view = self.view.draw(before.width / before.height, rng, flip, size)
         return {name: to_tensor(self.view.apply(image, view))[0] for name, image in (("input", before), ("edited", after))}
 
     def files(self, pair: Pair) -> list[Path]:

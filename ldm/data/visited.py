@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ldm.data.augment import JointCrop
+from ldm.data.augment import JointCrop, Size
+from ldm.data.images import picture_size
 
 FEWEST = 8  # photos below which none is held out
 
@@ -53,12 +55,32 @@ class Visited(Dataset, ABC):
         """Return a sentence for an entry."""
 
     @abstractmethod
-    def pictures(self, entry: Any, flip: bool, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Return an entry's pictures as one view shows them, by name, each ``3 h w`` in [-1, 1]."""
+    def pictures(
+        self, entry: Any, flip: bool, rng: np.random.Generator, size: Size | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return an entry's pictures as one view shows them, by name, each ``3 h w`` in [-1, 1]; size: of the view,
+        None for the one that fits the entry best."""
 
     @abstractmethod
     def files(self, entry: Any) -> list[Any]:
         """Return the paths of an entry's pictures."""
+
+    @cached_property
+    def _sizes(self) -> list[Size]:
+        """The size that fits each entry best: of pictures that differ in shape, the one nearest to a square."""
+        if len(self.view.sizes) == 1:
+            return [self.view.size] * len(self.entries)
+        shapes = [[picture_size(path) for path in self.files(entry)] for entry in self.entries]
+        aspects = [min((w / h for w, h in sizes), key=lambda ratio: max(ratio, 1 / ratio)) for sizes in shapes]
+        return [self.view.size_for(aspect) for aspect in aspects]
+
+    def size_of(self, index: int) -> Size:
+        """Return the (width, height) that fits item ``index`` best, of the view's sizes."""
+        return self._sizes[index % len(self.entries)]
+
+    def sizes(self) -> list[Size]:
+        """Return the sizes that fit any of the entries best."""
+        return sorted(set(self._sizes))
 
     def draw(self, index: int, visit: int = 0) -> tuple[int, bool, str, np.random.Generator]:
         """Return which entry item ``index`` is at its visit, whether it is mirrored, its sentence, and the generator
@@ -67,10 +89,11 @@ class Visited(Dataset, ABC):
         which = index % len(self.entries)
         return which, bool(rng.random() < self.view.flip), self.sentence(self.entries[which], rng), rng
 
-    def item(self, index: int, visit: int = 0) -> dict[str, Any]:
-        """Return the pictures (3 h w, [-1, 1]), ``text`` and ``is_reg``."""
+    def item(self, index: int, visit: int = 0, size: Size | None = None) -> dict[str, Any]:
+        """Return the pictures (3 h w, [-1, 1]), ``text`` and ``is_reg``; size: of the pictures, None for the best."""
         which, flip, text, rng = self.draw(index, visit)
-        return {**self.pictures(self.entries[which], flip, rng), "text": text, "is_reg": torch.tensor(self.reg)}
+        shown = self.pictures(self.entries[which], flip, rng, size)
+        return {**shown, "text": text, "is_reg": torch.tensor(self.reg)}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.item(index)

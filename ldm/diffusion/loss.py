@@ -32,15 +32,18 @@ def change_weights(z: torch.Tensor, source: torch.Tensor, strength: float) -> to
     return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
 
 
-def min_snr_weights(schedule: Schedule, t: torch.Tensor, parameterization: str, gamma: float) -> torch.Tensor:
+def min_snr_weights(
+    schedule: Schedule, t: torch.Tensor, parameterization: str, gamma: float, offset: float = 0.0
+) -> torch.Tensor:
     """Return min-SNR loss weights ``(b,)`` (Hang et al. 2023, section 3.4), gamma about 5, for each prediction type.
 
-    The weight of the x0-error is ``min(SNR, gamma)``; expressed for the network's own target that is divided by
-    SNR (eps), by SNR + 1 (v) or by 1 (x0).
+    The weight of the x0-error is ``min(SNR + offset, gamma)``; expressed for the network's own target that is divided
+    by SNR (eps), by SNR + 1 (v) or by 1 (x0). offset: 0 is the paper's; with 1 noisy times, where a picture is decided,
+    keep a weight (v's own, cut off at gamma).
     """
     snr = 1 / schedule.sigmas.to(t.device)[t] ** 2
     divisor = {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[parameterization]
-    return snr.clamp(max=gamma) / divisor
+    return (snr + offset).clamp(max=gamma) / divisor
 
 
 def prior_preservation(

@@ -75,6 +75,7 @@ class LatentDiffusion(pl.LightningModule):
         dropout_image: float = 0.0,
         dropout_both: float = 0.0,
         min_snr_gamma: float | None = None,
+        snr_offset: float = 0.0,
         offset_noise: float = 0.0,
         t_power: float = 1.0,
         change_weight: float = 0.0,
@@ -84,11 +85,11 @@ class LatentDiffusion(pl.LightningModule):
         scale_factor: multiplies the latent that is diffused (not ``c_concat``). weights: "ema", "raw" or "auto",
         which copy of the UNet to load. The rest is for training: unet_trainable and cond_stage_trainable say what
         learns; dropout_*: probabilities of dropping the text, the picture, or both; reg_weight: of the
-        regularization half of a batch; min_snr_gamma: None for the plain loss; offset_noise: strength of noise that is
-        the same at every position of a channel (about 0.1), beside the plain one; t_power: time indices are
-        ``T u^(1/t_power)``, 1 uniform, more draws noisier ones; change_weight: how much more a latent position
-        counts where the pair's two pictures differ. Raises ValueError for unknown names or a checkpoint that does
-        not fit.
+        regularization half of a batch; min_snr_gamma: None for the plain loss, and snr_offset: see
+        ``min_snr_weights``; offset_noise: strength of noise that is the same at every position of a channel (about
+        0.1), beside the plain one; t_power: time indices are ``T u^(1/t_power)``, 1 uniform, more draws noisier ones;
+        change_weight: how much more a latent position counts where the pair's two pictures differ. Raises ValueError
+        for unknown names or a checkpoint that does not fit.
         """
         super().__init__()
         if conditioning_key not in CONDITIONING_KEYS:
@@ -110,7 +111,10 @@ class LatentDiffusion(pl.LightningModule):
             optimizer_config,
             scheduler_config,
         )
-        self.reg_weight, self.min_snr_gamma, self.t_power = reg_weight, min_snr_gamma, t_power
+        self.reg_weight, self.t_power = reg_weight, t_power
+        if snr_offset and min_snr_gamma is None:
+            raise ValueError(f"snr_offset is {snr_offset}, but min_snr_gamma is null: the loss has no such weights")
+        self.min_snr_gamma, self.snr_offset = min_snr_gamma, snr_offset
         self.dropout = {"text": dropout_text, "image": dropout_image, "both": dropout_both}
         self.change_weight, self.offset_noise = change_weight, offset_noise
         self._check_channels()
@@ -213,7 +217,8 @@ class LatentDiffusion(pl.LightningModule):
         wanted = target(self.parameterization, z, noise, alpha, sigma)
         losses = sample_losses(prediction, wanted, self.loss_type, weight)
         if self.min_snr_gamma is not None:
-            losses = losses * min_snr_weights(self.schedule, t, self.parameterization, self.min_snr_gamma)
+            weights = (self.min_snr_gamma, self.snr_offset)
+            losses = losses * min_snr_weights(self.schedule, t, self.parameterization, *weights)
         return losses
 
     def latents(self, batch: dict[str, Any], draw: BatchNoise) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -9,13 +9,14 @@ from ldm.modules.distributions import DiagonalGaussian
 
 
 class ReconstructionLoss(nn.Module):
-    """Absolute, squared and edge errors of the picture, and a small pull of the latent towards a standard normal."""
+    """Absolute, squared and edge errors of the picture, a small pull of the latent towards a standard normal, and one
+    that keeps the latent's channels apart."""
 
-    def __init__(self, l1: float = 1.0, l2: float = 1.0, edges: float = 1.0, kl: float = 1e-6):
+    def __init__(self, l1: float = 1.0, l2: float = 1.0, edges: float = 1.0, kl: float = 1e-6, whiten: float = 0.0):
         """Weights of the mean absolute error, the mean squared error, the mean absolute error of the differences
-        between neighbours, and the divergence in nats per latent value."""
+        between neighbours, the divergence in nats per latent value, and ``correlation`` of the latent's channels."""
         super().__init__()
-        self.l1, self.l2, self.edges, self.kl = l1, l2, edges, kl
+        self.l1, self.l2, self.edges, self.kl, self.whiten = l1, l2, edges, kl, whiten
 
     def forward(
         self, x: torch.Tensor, reconstruction: torch.Tensor, posterior: DiagonalGaussian, weight: torch.Tensor | None
@@ -32,4 +33,21 @@ class ReconstructionLoss(nn.Module):
             "edges": (across.mean() + down.mean()) / 2,
             "kl": posterior.kl().mean() / posterior.mean[0].numel(),
         }
+        if self.whiten:
+            parts["whiten"] = correlation(posterior.mean)
         return sum(getattr(self, name) * part for name, part in parts.items()), parts
+
+
+def correlation(z: torch.Tensor) -> torch.Tensor:
+    """Return how far the channels of ``b c h w`` are from zero mean, unit variance and no correlation.
+
+    The mean over channels of the squared rows of ``covariance - identity``, plus the mean squared channel mean; 0 for
+    white channels. Without it few directions may carry nearly everything, and an error that a squared loss on latents
+    does not see (or noise that buries them) takes the details.
+    """
+    values = z.float().movedim(1, -1).flatten(0, -2)
+    mean = values.mean(0)
+    centred = values - mean
+    covariance = centred.T @ centred / len(values)
+    excess = covariance - torch.eye(len(covariance), device=z.device)
+    return excess.square().sum(1).mean() + mean.square().mean()

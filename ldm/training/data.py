@@ -30,7 +30,8 @@ def build_data(config: DictConfig, settings: dict[str, Any], model: Any, logs: P
     if settings["cache_latents"]:
         encode = encoder_of(model)
         if isinstance(data, PairDataModule):
-            data.streams = {name: EncodedPairs(stream, encode) for name, stream in data.streams.items()}
+            sizes = data.streams["instance"].sizes()
+            data.streams = {name: EncodedPairs(stream, encode, sizes=sizes) for name, stream in data.streams.items()}
         else:
             key = {"data": OmegaConf.to_container(config["data"]["params"]["train"], resolve=True)}
             key["first_stage"] = _hash_of(model.first_stage_model)

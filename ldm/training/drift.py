@@ -193,7 +193,7 @@ def _said(row: Row) -> str:
 def _some(stream: Any, entries: list[Any], n: int) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
     """Return the inputs and the edited pictures of n entries, spread over the list, and the entries."""
     chosen = [entries[i * len(entries) // min(n, len(entries))] for i in range(min(n, len(entries)))]
-    shown = [stream.pictures(entry, False, np.random.default_rng(0)) for entry in chosen]
+    shown = [stream.pictures(entry, False, np.random.default_rng(0), stream.view.size) for entry in chosen]
     return torch.stack([s["input"] for s in shown]), torch.stack([s["edited"] for s in shown]), chosen
 
 

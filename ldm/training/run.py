@@ -267,6 +267,7 @@ def _inference_params(params: dict[str, Any]) -> dict[str, Any]:
         "reg_weight",
         "offset_noise",
         "min_snr_gamma",
+        "snr_offset",
         "unet_trainable",
     }
     kept = {key: value for key, value in params.items() if key not in training}

@@ -46,8 +46,9 @@ def test_unknown_loss_type_raises():
 
 @pytest.mark.parametrize("name", ["eps", "v", "x0"])
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
-def test_min_snr_weighs_every_target_alike(schedule, name, gamma):
-    """Weight times the error in the network's own target is min(SNR, gamma) times the error in the clean latent."""
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_min_snr_weighs_every_target_alike(schedule, name, gamma, offset):
+    """Weight times the error in the network's own target is min(SNR + offset, gamma) times that in the clean latent."""
     z, noise, wrong = (draw(6, 4, 3, 2, seed=s, dtype=torch.float64) for s in (4, 5, 6))
     abar = torch.cumprod(1 - make_betas(), 0)[T]
     alpha, sigma = (x.sqrt().view(6, 1, 1, 1) for x in (abar, 1 - abar))
@@ -57,9 +58,9 @@ def test_min_snr_weighs_every_target_alike(schedule, name, gamma):
     own = (believed - target(name, z, noise, alpha, sigma)).square().flatten(1).mean(1)
     in_x0 = (wrong - z).square().flatten(1).mean(1)
     snr = abar / (1 - abar)
-    weights = min_snr_weights(schedule, T, name, gamma)
+    weights = min_snr_weights(schedule, T, name, gamma, offset)
     assert weights.shape == (6,)
-    assert (weights * own).tolist() == pytest.approx((snr.clamp(max=gamma) * in_x0).tolist(), rel=1e-4)
+    assert (weights * own).tolist() == pytest.approx(((snr + offset).clamp(max=gamma) * in_x0).tolist(), rel=1e-4)
 
 
 def test_min_snr_equals_diffusers_recipe(schedule):
