@@ -6,6 +6,9 @@ Attribute names, and so parameter names, are those of the published checkpoints 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +96,52 @@ class Stage(nn.Sequential):
         return x
 
 
+@dataclass(frozen=True)
+class _Builder:
+    """Makes a UNet's stages in the published order."""
+
+    temb_channels: int
+    attention_at: frozenset[int]  # downsampling factors
+    heads: Callable[[int], int]  # of a width
+    transformer: dict[str, int]
+    common: dict[str, Any]
+
+    def res_block(self, ch_in: int, ch_out: int) -> ResBlock:
+        return ResBlock(ch_in, self.temb_channels, ch_out, **self.common)
+
+    def transformer_of(self, ch: int) -> SpatialTransformer:
+        heads = self.heads(ch)
+        return SpatialTransformer(ch, heads, ch // heads, **self.transformer, **self.common)
+
+    def layers(self, ch_in: int, ch_out: int, level: int) -> list[nn.Module]:
+        """A residual block and, where this level has attention, a transformer."""
+        attention = [self.transformer_of(ch_out)] if 2**level in self.attention_at else []
+        return [self.res_block(ch_in, ch_out), *attention]
+
+    def down(self, ch: int, widths: list[int], num_res_blocks: int) -> tuple[list[Stage], list[int]]:
+        """The stages after the first convolution, and the widths that all stages leave for the way up."""
+        stages, skips = [], [ch]
+        for level, width in enumerate(widths):
+            for _ in range(num_res_blocks):
+                stages.append(Stage(*self.layers(ch, width, level)))
+                ch = width
+                skips.append(ch)
+            if level != len(widths) - 1:
+                stages.append(Stage(Downsample(ch)))
+                skips.append(ch)
+        return stages, skips
+
+    def up(self, widths: list[int], num_res_blocks: int, skips: list[int]) -> Iterator[Stage]:
+        ch, skips = widths[-1], list(skips)
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(num_res_blocks + 1):
+                layers = self.layers(ch + skips.pop(), width, level)
+                if level and i == num_res_blocks:
+                    layers.append(Upsample(width))
+                yield Stage(*layers)
+                ch = width
+
+
 class UNetModel(nn.Module):
     """Predict eps, v or x0 from a noised latent, a time index and text states."""
 
@@ -130,43 +179,23 @@ class UNetModel(nn.Module):
         self.in_channels, self.out_channels, self.model_channels = in_channels, out_channels, model_channels
         self.context_dim = context_dim
         temb_channels = model_channels * 4
-        attention_at = set(attention_resolutions)
-        last = len(widths) - 1
-
-        def res_block(ch_in: int, ch_out: int) -> ResBlock:
-            return ResBlock(ch_in, temb_channels, ch_out, dropout, use_checkpoint)
-
-        def transformer(ch: int) -> SpatialTransformer:
-            heads = num_heads if num_heads != -1 else ch // num_head_channels
-            return SpatialTransformer(ch, heads, ch // heads, transformer_depth, context_dim, dropout, use_checkpoint)
-
+        build = _Builder(
+            temb_channels,
+            attention_at=frozenset(attention_resolutions),
+            heads=lambda ch: num_heads if num_heads != -1 else ch // num_head_channels,
+            transformer={"depth": transformer_depth, "context_dim": context_dim},
+            common={"dropout": dropout, "use_checkpoint": use_checkpoint},
+        )
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, temb_channels), nn.SiLU(), nn.Linear(temb_channels, temb_channels)
         )
         self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(in_channels, model_channels, 3, padding=1))])
-        skips, ch = [model_channels], model_channels
-        for level, width in enumerate(widths):
-            for _ in range(num_res_blocks):
-                layers = [res_block(ch, width)]
-                ch = width
-                if 2**level in attention_at:
-                    layers.append(transformer(ch))
-                self.input_blocks.append(Stage(*layers))
-                skips.append(ch)
-            if level != last:
-                self.input_blocks.append(Stage(Downsample(ch)))
-                skips.append(ch)
-        self.middle_block = Stage(res_block(ch, ch), transformer(ch), res_block(ch, ch))
-        self.output_blocks = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
-            for i in range(num_res_blocks + 1):
-                layers = [res_block(ch + skips.pop(), width)]
-                ch = width
-                if 2**level in attention_at:
-                    layers.append(transformer(ch))
-                if level and i == num_res_blocks:
-                    layers.append(Upsample(ch))
-                self.output_blocks.append(Stage(*layers))
+        stages, skips = build.down(model_channels, widths, num_res_blocks)
+        self.input_blocks.extend(stages)
+        ch = widths[-1]
+        self.middle_block = Stage(build.res_block(ch, ch), build.transformer_of(ch), build.res_block(ch, ch))
+        self.output_blocks = nn.ModuleList(build.up(widths, num_res_blocks, skips))
+        ch = widths[0]
         self.out = nn.Sequential(nn.GroupNorm(32, ch), nn.SiLU(), zero_init(nn.Conv2d(ch, out_channels, 3, padding=1)))
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
