@@ -115,8 +115,8 @@ class _Builder:
 
     def layers(self, ch_in: int, ch_out: int, level: int) -> list[nn.Module]:
         """A residual block and, where this level has attention, a transformer."""
-        attention = [self.transformer_of(ch_out)] if 2**level in self.attention_at else []
-        return [self.res_block(ch_in, ch_out), *attention]
+        layers: list[nn.Module] = [self.res_block(ch_in, ch_out)]
+        return [*layers, self.transformer_of(ch_out)] if 2**level in self.attention_at else layers
 
     def down(self, ch: int, widths: list[int], num_res_blocks: int) -> tuple[list[Stage], list[int]]:
         """The stages after the first convolution, and the widths that all stages leave for the way up."""
