@@ -24,7 +24,7 @@ class EncodedPairs:
     ):
         """encode: from pictures to mean and log-variance. sizes: that items will be asked for, default the view's own.
         Raises ValueError where crops are random: their latents cannot be kept."""
-        if not dataset.view.fixed:
+        if not dataset.fixed:
             raise ValueError(
                 "cache_latents keeps one view of each pair; crops that vary need training.cache_latents=false"
             )

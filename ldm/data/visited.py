@@ -65,6 +65,11 @@ class Visited(Dataset, ABC):
     def files(self, entry: Any) -> list[Any]:
         """Return the paths of an entry's pictures."""
 
+    @property
+    def fixed(self) -> bool:
+        """Whether an entry has one view only (and its mirror): then its latents can be kept."""
+        return self.view.fixed
+
     @cached_property
     def _sizes(self) -> list[Size]:
         """The size that fits each entry best: of pictures that differ in shape, the one nearest to a square."""

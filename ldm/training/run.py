@@ -149,38 +149,6 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
 def _trainer(
     config: DictConfig, settings: dict[str, Any], folder: Path, precision: str, stop: StopOnSignal, data: Any
 ) -> pl.Trainer:
-    metadata = {"config": OmegaConf.to_container(OmegaConf.create({"model": config["model"]}), resolve=True)}
-    metadata["config"]["model"]["params"] = _inference_params(metadata["config"]["model"]["params"])
-    for name in ("edit_defaults", "text_defaults"):
-        if settings[name]:
-            metadata[name] = settings[name]
-    if getattr(data, "recipe", None):
-        metadata["recipe"] = data.recipe
-    keep_at = settings["keep_at"] or [settings["max_steps"]]
-    callbacks: list[pl.Callback] = [
-        Checkpoints(
-            folder / "checkpoints",
-            keep_at,
-            settings["save_every"],
-            metadata,
-            settings["weights_suffix"],
-            _fixed(config),
-        ),
-        ProgressBar(refresh_rate=settings["log_every"]),
-        MemoryUsed(),
-        stop,
-    ]
-    if settings["validate_every"]:
-        callbacks.append(Validation(data, settings["validate_every"]))
-    if settings["drift_every"]:
-        where = {"keep_at": keep_at, "folder": folder / "checkpoints", "suffix": settings["weights_suffix"]}
-        callbacks.append(instantiate_from_config(settings["drift"], data=data, every=settings["drift_every"], **where))
-    if settings["sheet_every"]:
-        drawer = instantiate_from_config(settings["sheet"])
-        callbacks.append(Sheets(folder / "images", settings["sheet_every"], drawer))
-    loggers = [CSVLogger(folder, name="", version="metrics"), TensorBoardLogger(folder, name="", version="metrics")]
-    if settings["wandb"]:
-        loggers.append(_wandb(settings["wandb"], folder))
     return pl.Trainer(
         max_steps=settings["max_steps"],
         max_epochs=-1,
@@ -190,14 +158,51 @@ def _trainer(
         precision=precision,
         accumulate_grad_batches=settings["accumulate"],
         gradient_clip_val=settings["gradient_clip"],
-        logger=loggers,
+        logger=_loggers(settings, folder),
         log_every_n_steps=settings["log_every"],
-        callbacks=callbacks,
+        callbacks=_callbacks(config, settings, folder, stop, data),
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+
+
+def _callbacks(
+    config: DictConfig, settings: dict[str, Any], folder: Path, stop: StopOnSignal, data: Any
+) -> list[pl.Callback]:
+    keep_at = settings["keep_at"] or [settings["max_steps"]]
+    kept = {"keep_at": keep_at, "folder": folder / "checkpoints", "suffix": settings["weights_suffix"]}
+    metadata = _metadata(config, settings, data)
+    found: list[pl.Callback] = [
+        Checkpoints(**kept, every=settings["save_every"], metadata=metadata, run_config=_fixed(config)),
+        ProgressBar(refresh_rate=settings["log_every"]),
+        MemoryUsed(),
+        stop,
+    ]
+    if settings["validate_every"]:
+        found.append(Validation(data, settings["validate_every"]))
+    if settings["drift_every"]:
+        found.append(instantiate_from_config(settings["drift"], data=data, every=settings["drift_every"], **kept))
+    if settings["sheet_every"]:
+        drawer = instantiate_from_config(settings["sheet"])
+        found.append(Sheets(folder / "images", settings["sheet_every"], drawer))
+    return found
+
+
+def _metadata(config: DictConfig, settings: dict[str, Any], data: Any) -> dict[str, Any]:
+    """What kept weights carry: the model's config for inference, settings to start from, and the data's recipe."""
+    model = OmegaConf.to_container(config["model"], resolve=True)
+    found: dict[str, Any] = {"config": {"model": {**model, "params": _inference_params(model["params"])}}}
+    found.update({name: settings[name] for name in ("edit_defaults", "text_defaults") if settings[name]})
+    if getattr(data, "recipe", None):
+        found["recipe"] = data.recipe
+    return found
+
+
+def _loggers(settings: dict[str, Any], folder: Path) -> list[Any]:
+    found = [CSVLogger(folder, name="", version="metrics"), TensorBoardLogger(folder, name="", version="metrics")]
+    return [*found, _wandb(settings["wandb"], folder)] if settings["wandb"] else found
 
 
 def _fixed(config: Any) -> dict[str, Any]:

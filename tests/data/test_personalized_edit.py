@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ldm.data.instructions import INSTANCE_TEMPLATES, check_templates, fill
+from ldm.data.original import OriginalPairs
 from ldm.data.pair_cache import EncodedPairs, encode_pairs
 from ldm.data.personalized_edit import PersonalizedEdit
 
@@ -359,3 +360,21 @@ def test_held_out_pairs_are_encoded_in_their_order(tmp_path):
     latents = encode_pairs(data, data.held_out, False, lambda x: (x, x), batch_size=2)
     blues = (latents["c_concat"][:, 2].mean((1, 2)) + 1) * 127.5
     assert [round(float(blue)) for blue in blues] == [2 * int(pair.id) for pair in data.held_out]
+
+
+# The original's defects, kept for ablations
+
+
+def test_the_originals_pairs_are_mirrored_apart_and_squashed(tmp_path):
+    root = write_pairs(tmp_path / "pairs", 2)
+    data = OriginalPairs(root, class_word="dog", source_word="wolf", size=16)
+    together = set()
+    for visit in range(40):
+        item = data.item(0, visit)
+        assert item["input"].shape == item["edited"].shape == (3, 16, 16)
+        together.add((mirrored(item["input"]), mirrored(item["edited"])))
+        whole = [float(side[0].max() - side[0].min()) for side in (item["input"], item["edited"])]
+        assert min(whole) > 1.7  # the ramp from edge to edge: nothing was cut off
+    assert together == {(False, False), (False, True), (True, False), (True, True)}
+    with pytest.raises(ValueError, match="cache_latents=false"):
+        EncodedPairs(data, encode)
