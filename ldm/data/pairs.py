@@ -81,6 +81,7 @@ def _flat_layout(folder: Path) -> list[Pair]:
             name,
             sides["0"],
             sides["1"],
+            instruction=known.get(name, {}).get("instruction"),
             source_word=known.get(name, {}).get("source_word"),
             photo=known.get(name, {}).get("photo", name),
         )

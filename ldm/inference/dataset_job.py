@@ -22,6 +22,7 @@ from ldm.inference.pair_maker import PairMaker
 from ldm.inference.pair_plan import (
     Planned,
     check_words,
+    plan_edits,
     plan_instance,
     plan_regularization,
     plan_round_trips,
@@ -32,6 +33,7 @@ from ldm.models.build import choose_device
 logger = logging.getLogger(__name__)
 
 FEW_PHOTOS = 3
+FEW_EDITS = 10  # pairs of each further instruction, unless a number is given
 
 
 def process_place() -> tuple[int, int]:
@@ -68,9 +70,11 @@ def reg_folders(given: list[str] | None, source_words: list[str]) -> dict[str, l
 def plan_dataset(args: argparse.Namespace) -> list[Planned]:
     """Return the whole plan of a parsed command line. Raises FileNotFoundError or ValueError for what is wrong."""
     check_words(args.class_word, args.source_words)
-    for name in ("num_reg", "per_photo", "batch_size"):
+    if args.num_reg_edits is not None and not args.reg_edits:
+        raise ValueError("--num-reg-edits needs --reg-edits: the sentences of those pairs")
+    for name in ("num_reg", "per_photo", "batch_size", "num_reg_edits"):
         least = 0 if name == "num_reg" else 1
-        if getattr(args, name) < least:
+        if getattr(args, name) is not None and getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least {least} is expected")
     if not 0 <= args.seed < 2**62:
         raise ValueError(f"--seed is {args.seed}; 0 or more is expected")
@@ -82,15 +86,19 @@ def plan_dataset(args: argparse.Namespace) -> list[Planned]:
         logger.warning("%d source words for %d photos", len(args.source_words), len(photos))
     plan = plan_instance(photos, args.source_words, args.per_photo, args.seed)
     pictures = reg_folders(args.reg_photos, args.source_words)
-    if not args.num_reg:
-        return plan
-    if pictures:
-        return plan + plan_regularization(pictures, args.num_reg, args.seed)
     others = photos
-    if args.class_photos:
+    if args.class_photos and not pictures:
         others, bad = readable(find_photos(args.class_photos))
         _report(bad)
-    return plan + plan_round_trips(others, args.source_words, args.num_reg, args.seed)
+    if args.num_reg and pictures:
+        plan += plan_regularization(pictures, args.num_reg, args.seed)
+    elif args.num_reg:
+        plan += plan_round_trips(others, args.source_words, args.num_reg, args.seed)
+    if args.reg_edits:
+        shown = pictures or {args.class_word: others}
+        number = FEW_EDITS * len(args.reg_edits) if args.num_reg_edits is None else args.num_reg_edits
+        plan += plan_edits(shown, args.reg_edits, number, args.num_reg, args.seed)
+    return plan
 
 
 def make_dataset(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:

@@ -17,7 +17,7 @@ from ldm.data import images
 from ldm.data.instructions import REGULARIZATION_TEMPLATES, REVERSE_TEMPLATE, fill
 from ldm.data.pairs import MANIFEST
 from ldm.inference.editor import EditSettings, ImageEditor
-from ldm.inference.gates import ANOTHER, UNLIKE, Gates, judge
+from ldm.inference.gates import ANOTHER, UNLIKE, Gates, Verdict, judge
 from ldm.inference.pair_plan import INSTANCE, REGULARIZATION, Planned, picture_hash
 from ldm.inference.sheets import contact_sheet
 
@@ -127,12 +127,8 @@ class PairMaker:
         if not path.is_file():
             return None
         note = json.loads(path.read_text(encoding="utf-8"))
-        same = (note["photo_hash"], note["seed"], note["source_word"], note["direction"]) == (
-            self._hash(pair.photo),
-            pair.seed,
-            pair.source_word,
-            pair.direction,
-        )
+        said = [note["photo_hash"], note["seed"], note["source_word"], note["direction"], note.get("instruction", "")]
+        same = said == [self._hash(pair.photo), pair.seed, pair.source_word, pair.direction, pair.instruction]
         if not same:
             raise ValueError(
                 f"'{self.output}' was begun from other photos, source words or seeds (pair {pair.id} of "
@@ -159,8 +155,8 @@ class PairMaker:
 
     def _make(self, batch: list[tuple[Planned, Image.Image]]) -> None:
         photos = [photo for _, photo in batch]
-        first = [self._sentence(pair, pair.direction != "forward") for pair, _ in batch]
-        words = [self._words(pair, pair.direction != "forward") for pair, _ in batch]
+        first = [pair.instruction or self._sentence(pair, pair.direction != "forward") for pair, _ in batch]
+        words = [None if pair.instruction else self._words(pair, pair.direction != "forward") for pair, _ in batch]
         made = self._edited(photos, first, [pair.seed for pair, _ in batch], words)
         again = [i for i, (pair, _) in enumerate(batch) if pair.direction == "round trip" and not made[i].reason]
         seconds = self._edited(
@@ -182,9 +178,12 @@ class PairMaker:
         return words[::-1] if reverse else words
 
     def _edited(
-        self, photos: list[Image.Image], sentences: list[str], seeds: list[int], words: list[tuple[str, str]]
+        self, photos: list[Image.Image], sentences: list[str], seeds: list[int], words: list[tuple[str, str] | None]
     ) -> list[_Made]:
-        """Edit pictures of one size, those that a gate refuses again with other seeds and scales."""
+        """Edit pictures of one size, those that a gate refuses again with other seeds and scales.
+
+        words: what each shows before and after; None where anything may change, also all of the background.
+        """
         done: list[_Made | None] = [None] * len(photos)
         scales = [(self.settings.text_scale, self.settings.image_scale)] * len(photos)
         todo = list(range(len(photos)))
@@ -196,7 +195,7 @@ class PairMaker:
                 chosen = [seeds[i] + 10_000_000 * attempt for i in group]
                 results = self.editor.edit([photos[i] for i in group], [sentences[i] for i in group], settings, chosen)
                 for i, seed, result in zip(group, chosen, results, strict=True):
-                    verdict = judge(photos[i], result, self.gates, self.clip, words[i])
+                    verdict = self._judged(photos[i], result, words[i])
                     record = {
                         "instruction": sentences[i],
                         "seed": seed,
@@ -213,6 +212,11 @@ class PairMaker:
             if not todo:
                 break
         return [made for made in done if made is not None]
+
+    def _judged(self, before: Image.Image, after: Image.Image, words: tuple[str, str] | None) -> Verdict:
+        if words is None:
+            return judge(before, after, replace(self.gates, destroyed=1.0))
+        return judge(before, after, self.gates, self.clip, words)
 
     def _other_scales(self, text: float, image: float, reason: str) -> tuple[float, float]:
         if reason in ("unchanged", ANOTHER):
@@ -232,16 +236,18 @@ class PairMaker:
             "seed": pair.seed,
             "made": [first.record] + ([second.record] if second else []),
         }
+        if pair.instruction:
+            note["instruction"] = pair.instruction
         reason = first.reason or (second.reason if second else "")
         if reason:
             note["set_aside"] = reason
         else:
             folder = self.output / pair.folder
             folder.mkdir(parents=True, exist_ok=True)
-            as_taken = {"reverse": "1", "forward": "0"}.get(pair.direction)
+            as_taken = {"reverse": "1", "forward": "0", "edit": "0"}.get(pair.direction)
             if as_taken is not None:
                 _copy(pair.photo, folder / f"{pair.id}_{as_taken}{_ending(pair.photo)}")
-            made = {"reverse": "0", "forward": "1", "round trip": "0"}[pair.direction]
+            made = {"reverse": "0", "forward": "1", "edit": "1", "round trip": "0"}[pair.direction]
             images.save_image(first.image, folder / f"{pair.id}_{made}.png")
             if second is not None:
                 images.save_image(second.image, folder / f"{pair.id}_1.png")

@@ -17,7 +17,8 @@ class Planned:
     """One pair to make.
 
     direction: "reverse" (the photo is the edited side; its input is made), "forward" (the photo is the input; its
-    edited side is made) or "round trip" (a class photo is edited in reverse, and that forward again).
+    edited side is made), "round trip" (a class photo is edited in reverse, and that forward again) or "edit" (as
+    forward, by an ``instruction`` of its own).
     """
 
     folder: str
@@ -26,6 +27,7 @@ class Planned:
     direction: str
     source_word: str
     seed: int
+    instruction: str = ""
 
 
 def check_words(class_word: str, source_words: Sequence[str]) -> None:
@@ -89,6 +91,27 @@ def plan_round_trips(photos: Sequence[Path], source_words: Sequence[str], number
         turn, place = divmod(i, len(photos))
         word = source_words[(place + turn) % len(source_words)]
         plan.append(Planned(REGULARIZATION, f"{i:04d}", photos[place], "round trip", word, seed + 100_000 + i))
+    return plan
+
+
+def plan_edits(
+    pictures: Mapping[str, Sequence[Path]], instructions: Sequence[str], number: int, first: int, seed: int
+) -> list[Planned]:
+    """Return ``number`` regularization pairs that keep other edits what they were: the instructions in turn, over
+    pictures by the word of what they show, which {word} stands for. first: number of the first pair.
+
+    Raises ValueError for an instruction that is empty or has another {field}.
+    """
+    for text in instructions:
+        if not text.strip() or "{" in text.replace("{word}", "") or "}" in text.replace("{word}", ""):
+            raise ValueError(f"regularization edit {text!r}: a sentence is expected, with no other field than {{word}}")
+    shown = [(word, photo) for word, photos in pictures.items() for photo in photos]
+    plan = []
+    for i in range(number):
+        turn, which = divmod(i, len(instructions))
+        word, photo = shown[(which + turn) % len(shown)]
+        text = " ".join(instructions[which].replace("{word}", word).split())
+        plan.append(Planned(REGULARIZATION, f"{first + i:04d}", photo, "edit", word, seed + 200_000 + i, text))
     return plan
 
 

@@ -129,6 +129,8 @@ def _pairs(ablation: Ablation, subject: str, data: Path, work: Path) -> list[str
         class_photos=None,
         num_reg=int(ablation.pairs["num_reg"]),
         per_photo=int(ablation.pairs["per_photo"]),
+        reg_edits=list(ablation.pairs.get("reg_edits", [])) or None,
+        num_reg_edits=None,
         output=str(folder),
         ckpt=str(data / "editor.safetensors"),
         config=data.parents[1] / "configs" / "spriteworld" / "pairs.yaml",

@@ -29,6 +29,7 @@ from ldm.inference.gates import Gates
 from ldm.inference.pair_maker import PairMaker, small
 from ldm.inference.pair_plan import (
     check_words,
+    plan_edits,
     plan_instance,
     plan_regularization,
     plan_round_trips,
@@ -786,3 +787,59 @@ def test_a_clip_that_is_not_there_is_one_line(generate, tmp_path, photos):
     code, _, said = generate(clip=tmp_path / "nothing")
     assert code == 2
     assert "cannot be loaded" in said
+
+
+# Pairs that keep other edits what they were
+
+
+def test_other_edits_take_the_sentences_in_turn_over_all_pictures(photos):
+    texts = ["make the {word} red", "make it night"]
+    plan = plan_edits({"wolf": photos[:2], "fox": photos[2:]}, texts, 12, 30, 7)
+    assert [p.id for p in plan] == [f"{i:04d}" for i in range(30, 42)]
+    assert [p.instruction for p in plan[1::2]] == ["make it night"] * 6
+    assert {(p.instruction, p.photo.stem) for p in plan[::2]} == {
+        ("make the wolf red", "a"),
+        ("make the wolf red", "b"),
+        ("make the fox red", "c"),
+    }
+    assert {(p.folder, p.direction) for p in plan} == {("regularization", "edit")}
+    others = plan_regularization({"wolf": photos}, 30, 7) + plan_instance(photos, ["wolf"], 5, 7)
+    assert not {p.seed for p in plan} & {p.seed for p in others}
+
+
+@pytest.mark.parametrize("text", ["", "  ", "make the {animal} red", "make it {"])
+def test_another_edit_that_says_nothing(photos, text):
+    with pytest.raises(ValueError, match="regularization edit"):
+        plan_edits({"wolf": photos}, ["make it night", text], 4, 0, 0)
+
+
+def test_other_edits_are_made_and_trained_with_their_own_sentences(generate, tmp_path, photos):
+    photo(tmp_path / "wolves" / "w.png", 5)
+    edits = ["--reg-photos", f"wolf={tmp_path / 'wolves'}", "--reg-edits", "make the {word} red", "make it night"]
+    code, _, _ = generate(*edits, **{"num-reg": 2, "num-reg-edits": 4})
+    assert code == 0
+    reg = tmp_path / "out" / "regularization"
+    data = PersonalizedEdit(str(reg), reg=True, size=16)
+    said = ["replace the wolf with a dog"] * 2 + ["make the wolf red", "make it night"] * 2
+    assert [data.item(i)["text"] for i in range(6)] == said
+    assert (reg / "0002_0.png").read_bytes() == (tmp_path / "wolves" / "w.png").read_bytes()
+    again = files(tmp_path / "out")
+    code, _, _ = generate(*edits, **{"num-reg": 2, "num-reg-edits": 4})
+    assert (code, files(tmp_path / "out")) == (0, again)
+
+
+def test_other_edits_may_change_the_background_but_must_change_something(tmp_path, photos):
+    """A result that a class swap could not have is kept; an unchanged one is made again."""
+    plan = plan_edits({"wolf": photos}, ["make it night"], 2, 0, 0)
+    notes = {}
+    for fault in ("destroyed", "unchanged"):
+        made = maker(tmp_path / fault, FakeEditor(lambda *_, fault=fault: fault))
+        notes[fault] = made.run(plan)
+    assert len(notes["destroyed"]["pairs"]) == 2
+    assert [note["set_aside"] for note in notes["unchanged"]["set_aside"]] == ["unchanged"] * 2
+
+
+def test_a_number_of_other_edits_without_sentences(generate):
+    code, _, said = generate(**{"num-reg-edits": 4})
+    assert code == 2
+    assert "--num-reg-edits needs --reg-edits" in said
