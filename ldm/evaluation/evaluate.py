@@ -140,21 +140,7 @@ def evaluate(
             bar.set_description(method.name)
             every = [w for _, wanted in jobs[id(method)] for w in wanted]
             make_pictures(method, every, batch_size or suite.batch_size, device, precision, bar.update)
-    records, sheets = [], {}
-    photos = {name: [open_rgb(path) for path in photos_of(subject)] for name, subject in suite.subjects.items()}
-    for prepared in cases:
-        made = {}
-        for method in methods:
-            for p, wanted in jobs[id(method)]:
-                if p is prepared:
-                    made[method.name] = (wanted, read_pictures(wanted))
-        records += _measure_case(prepared, made, photos[prepared.case.subject.name], models, recogniser, output)
-        sheets[prepared.case.name] = output / "sheets" / f"{prepared.case.folder}.png"
-        save_image(_sheet(prepared, made), sheets[prepared.case.name])
-    used = {case.case.subject.name for case in cases}
-    for name, subject in suite.subjects.items():
-        if name in used:
-            records += _measure_photos(subject, photos[name], models, recogniser)
+    records, sheets = _measure_all(suite, cases, methods, jobs, models, recogniser, output)
     results = Results(
         suite=suite,
         methods=[method.about for method in methods],
@@ -167,6 +153,35 @@ def evaluate(
     write_files(results, output)
     write_report(results, output / "report.html", BOUNDS)
     return results
+
+
+def _measure_all(
+    suite: Suite,
+    cases: Sequence[Prepared],
+    methods: Sequence[Method],
+    jobs: dict[int, list[tuple[Prepared, list[Wanted]]]],
+    models: dict[str, Any],
+    recogniser: Recogniser | None,
+    output: Path,
+) -> tuple[list[Record], dict[str, Path]]:
+    """Return every picture's measures, and each case's sheet by name (written here)."""
+    records, sheets = [], {}
+    photos = {name: [open_rgb(path) for path in photos_of(subject)] for name, subject in suite.subjects.items()}
+    for prepared in cases:
+        made = {
+            method.name: (wanted, read_pictures(wanted))
+            for method in methods
+            for case, wanted in jobs[id(method)]
+            if case is prepared
+        }
+        records += _measure_case(prepared, made, photos[prepared.case.subject.name], models, recogniser, output)
+        sheets[prepared.case.name] = output / "sheets" / f"{prepared.case.folder}.png"
+        save_image(_sheet(prepared, made), sheets[prepared.case.name])
+    used = {case.case.subject.name for case in cases}
+    for name, subject in suite.subjects.items():
+        if name in used:
+            records += _measure_photos(subject, photos[name], models, recogniser)
+    return records, sheets
 
 
 def _answers(method: Method, case: Case) -> bool:
@@ -239,18 +254,7 @@ def _measure_case(
         inputs = [None] * n if name in TEXT_METHODS else prepared.inputs
         captions = (case.caption_before, case.caption_after)
         found = metrics.field_measures(models, pictures, photos, inputs, captions, case.kind == "prior")
-        if prepared.scenes is not None and recogniser is not None:
-            x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
-            shown = to_tensor(photos) if photos else None
-            found |= exact_measures(case, prepared.scenes, x, recogniser, shown)
-        if prepared.region is not None:
-            x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
-            before = to_tensor(prepared.inputs)
-            region = prepared.region.expand(n, -1, -1, -1)
-            found |= metrics.background(x, before, region)
-            if "lpips" in models:
-                blank = [v * (region < 0.5) for v in (x, before)]
-                found["background LPIPS"] = models["lpips"](*blank)
+        found |= _by_ground_truth(prepared, pictures, photos, models, recogniser)
         for i in range(n):
             records.append(
                 Record(
@@ -267,6 +271,28 @@ def _measure_case(
                 )
             )
     return records
+
+
+def _by_ground_truth(
+    prepared: Prepared,
+    pictures: list[Image.Image],
+    photos: list[Image.Image],
+    models: dict[str, Any],
+    recogniser: Recogniser | None,
+) -> dict[str, torch.Tensor]:
+    """Return what a drawn scene's truth and a mask of the edited region can tell."""
+    found: dict[str, torch.Tensor] = {}
+    if prepared.scenes is None and prepared.region is None:
+        return found
+    x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
+    if prepared.scenes is not None and recogniser is not None:
+        found |= exact_measures(prepared.case, prepared.scenes, x, recogniser, to_tensor(photos) if photos else None)
+    if prepared.region is not None:
+        before, region = to_tensor(prepared.inputs), prepared.region.expand(len(x), -1, -1, -1)
+        found |= metrics.background(x, before, region)
+        if "lpips" in models:
+            found["background LPIPS"] = models["lpips"](*(v * (region < 0.5) for v in (x, before)))
+    return found
 
 
 def _measure_photos(
