@@ -265,6 +265,7 @@ def recipe_of(editor: ImageEditor, task: Task, job: EditJob) -> Recipe:
         checkpoint_hash=editor.checkpoint_hash,
         weights=editor.weights,
         vae_hash=editor.vae_hash,
+        config=editor.config,
         input=task.photo.name,
         negative=s.negative,
         guidance_interval=s.guidance_interval,

@@ -96,7 +96,7 @@ class ImageEditor:
                 "such as InstructPix2Pix"
             )
         self.model, self.precision = model, precision
-        self.checkpoint, self.checkpoint_hash, self.weights, self.vae_hash = "", "", "", ""
+        self.checkpoint, self.checkpoint_hash, self.weights, self.vae_hash, self.config = "", "", "", "", ""
         self._states: dict[str, torch.Tensor] = {}
 
     @classmethod
@@ -118,6 +118,8 @@ class ImageEditor:
         path = ckpt.path
         editor.checkpoint, editor.weights, editor.checkpoint_hash = str(path), weights, fingerprint(path)
         editor.vae_hash = "" if vae_ckpt is None else fingerprint(vae_ckpt)
+        if isinstance(config, (str, Path)):
+            editor.config = f"{Path(config).name} {fingerprint(config)}"
         return editor
 
     @property

@@ -29,6 +29,7 @@ class Recipe:
     weights: str
     input: str
     vae_hash: str = ""
+    config: str = ""  # name and hash of a YAML that was named; "" for the checkpoint's own
     negative: str = ""
     guidance_interval: tuple[float, float] | None = None
     keep_size: bool = True

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
+from ldm.checkpoint import save_checkpoint
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.inference.edit_job import find_photos, plan_job, run_job
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.masking import soft_mask
 from ldm.inference.recipe import read_recipe
-from tests.conftest import build_tiny
+from tests.conftest import build_tiny, tiny_config
 
 FAST = EditSettings(text_scale=3.0, image_scale=1.5, steps=2, resolution=64, sampler="euler_a")
 
@@ -515,6 +517,21 @@ def test_what_else_changes_the_picture_changes_the_recipe(tmp_path, tiny_ckpt):
         shown.append(pixels(tmp_path / name))
     assert not np.array_equal(*shown)
     assert recipes[0] != recipes[1]
+
+
+def test_a_named_config_is_in_the_recipe_with_what_it_says(tmp_path, tiny_model):
+    ckpt, config = tmp_path / "bare.safetensors", OmegaConf.create(tiny_config())
+    save_checkpoint(ckpt, tiny_model.state_dict(), {})
+    source = photo(tmp_path / "a.png")
+    told = []
+    for parameterization in ("eps", "v"):
+        config.model.params.parameterization = parameterization
+        OmegaConf.save(config, tmp_path / "my.yaml")
+        editor = ImageEditor.from_checkpoint(ckpt, tmp_path / "my.yaml", device="cpu")
+        run_job(editor, plan_job([str(source)], ["go"], str(tmp_path / "x.png"), FAST, 1))
+        told.append(read_recipe(tmp_path / "x.png")["config"])
+    assert [text.split()[0] for text in told] == ["my.yaml"] * 2
+    assert told[0] != told[1]
 
 
 def test_recipes_that_are_not_there(tmp_path, editor):
