@@ -95,12 +95,28 @@ class Checkpoints(pl.Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """The bar of the steps, on stderr, and only where somebody watches: standard output is for results."""
+    """The bar of the run's optimiser steps, on stderr, and only where somebody watches: standard output is for results.
+
+    Lightning's counts batches of an epoch, which a resumed run begins in the middle of.
+    """
 
     def init_train_tqdm(self) -> Tqdm:
         """Return the bar."""
         disable = self.is_disabled or not sys.stderr.isatty()
         return Tqdm(desc="Training", disable=disable, leave=True, dynamic_ncols=True, file=sys.stderr, smoothing=0)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Set the bar to the step that the run begins or goes on at."""
+        self.train_progress_bar.reset(total=trainer.max_steps)
+        self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
+        self.train_progress_bar.refresh()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Show the steps that are done, and the losses."""
+        step = trainer.global_step
+        if self.is_enabled and (step % self.refresh_rate == 0 or step == trainer.max_steps):
+            self.train_progress_bar.n = step
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))  # draws the bar, too
 
 
 class Sheets(pl.Callback):

@@ -1,6 +1,9 @@
 """Whole runs, small: they learn, they stop clearly, and a resumed run ends exactly where an unbroken one does."""
 
 import csv
+import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from omegaconf import OmegaConf
 from ldm.checkpoint import read_checkpoint
 from ldm.config import load_config
 from ldm.models.build import CONFIGS, load_model
+from ldm.training.callbacks import ProgressBar
 from ldm.training.run import choose_precision, settings_of, train
 
 SPRITEWORLD = CONFIGS.parent / "spriteworld"
@@ -127,3 +131,25 @@ def test_settings_and_precision_errors():
 def test_resuming_what_is_no_run_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoints/last\.ckpt"):
         train(first_stage_config(), "", tmp_path, resume=tmp_path / "absent")
+
+
+def test_the_bar_of_a_resumed_run_begins_where_it_goes_on(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    bar = ProgressBar(refresh_rate=10)
+    monkeypatch.setattr(bar, "get_metrics", lambda *_: {"train/loss": 0.25})
+    trainer = SimpleNamespace(max_steps=800, global_step=500, current_epoch=1)
+    bar.on_train_start()
+    bar.on_train_epoch_start(trainer)
+    assert "500/800" in screen.getvalue()
+    for trainer.global_step in (505, 510):
+        bar.on_train_batch_end(trainer, None, None, None, 0)
+    assert "505/800" not in screen.getvalue()
+    assert "510/800" in screen.getvalue()
+    assert "loss=0.25" in screen.getvalue()
+    assert bar.train_progress_bar.format_dict["initial"] == 500  # the speed is that of this part
+    bar.on_train_end()
