@@ -17,6 +17,7 @@ from ldm.spriteworld import measures as m
 from ldm.spriteworld.instructions import KINDS, Edit, random_edit
 from ldm.spriteworld.recogniser import Recogniser
 from ldm.spriteworld.scene import SUBJECTS, draw, random_scene, subject_mask, subject_scene
+from ldm.spriteworld.surroundings import surroundings
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,9 @@ def figures_of(edits: list[Edit], x: torch.Tensor, recogniser: Recogniser, twin:
         exact = m.exact_psnr(x, truth)
         values["exact (dB)"] = exact
         values["done"] = (exact > RIGHT_PLACE).float()
+        wanted = [getattr(e.target, kind) for e in edits]
+        seen = [looks[kind != "place"] for looks in surroundings(x)]
+        values["recognised"] = torch.tensor([a == b for a, b in zip(seen, wanted, strict=True)]).float()
     if kind == "accessory":
         changed = (was - will).abs()
         nearer = m.masked_psnr(x, truth, changed) > m.masked_psnr(x, before, changed)

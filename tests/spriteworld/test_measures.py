@@ -2,15 +2,20 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ldm.data.images import to_tensor
-from ldm.evaluation.spriteworld import draw_edits, masks, pictures
+from ldm.evaluation.spriteworld import draw_edits, figures_of, masks, pictures
 from ldm.spriteworld import measures as m
+from ldm.spriteworld.instructions import KINDS
+from ldm.spriteworld.recogniser import load_recogniser
 from ldm.spriteworld.scene import draw
+
+DATA = Path(__file__).resolve().parents[2] / "data" / "spriteworld"
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +108,23 @@ def test_an_incomplete_edit_keeps_the_sources_shape(swaps):
     done = pictures([e.target for e in edits])
     assert m.incomplete(done, places, was, will).mean() <= 0.05
     assert m.incomplete(recoloured, places, was, will).mean() >= 0.9
+
+
+SUCCESS = {
+    "class": ("recognised", "recognised (colour-blind)"),
+    "place": ("done", "recognised"),
+    "style": ("recognised",),  # some styles change a picture by less than "done" tells
+    "colour": ("right colour",),
+    "accessory": ("done",),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_true_answer_counts_as_done_and_a_copy_does_not(kind):
+    judges = [load_recogniser(DATA / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    edits = draw_edits(16, 8, kind)
+    truth, copied = (pictures([getattr(e, side) for e in edits]) for side in ("target", "source"))
+    best, none = (figures_of(edits, x, *judges) for x in (truth, copied))
+    for name in SUCCESS[kind]:
+        assert best[name].mean >= 0.9, name
+        assert none[name].mean <= 0.1, name
