@@ -75,6 +75,7 @@ class JointCrop:
         self.crop, self.flip = crop, flip
         if aspect_buckets is not None and not 8 <= aspect_buckets <= short:
             raise ValueError(f"aspect_buckets is {aspect_buckets}; the sides' step, from 8 to the size, is expected")
+        self.bucketed = aspect_buckets is not None
         self.sizes = [self.size] if aspect_buckets is None else bucket_sizes(self.size, aspect_buckets)
 
     @property

@@ -86,8 +86,11 @@ def read_triplets(folder: Path) -> list[Pair]:
     if (folder / ROWS).is_file():
         return _rows(folder)
     triplets = find_pairs(folder)
-    if triplets[0].instruction is None:
-        raise ValueError(f"'{folder}' holds pairs without instructions; a seeds.json or a {ROWS} is expected")
+    bare = next((triplet.id for triplet in triplets if triplet.instruction is None), None)
+    if bare is not None:
+        raise ValueError(
+            f"'{folder}' holds pairs without instructions, such as '{bare}'; a seeds.json or a {ROWS} is expected"
+        )
     return triplets
 
 

@@ -55,9 +55,13 @@ class _TooLarge(ValueError):
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
-    """Return an upright picture's (width, height) without reading its pixels. Raises ValueError as ``open_rgb`` does."""
+    """Return an upright picture's (width, height), where possible without reading its pixels. Raises ValueError as
+    ``open_rgb`` does."""
     try:
         with Image.open(path) as image:
+            told = "exif" in image.info or "Raw profile type exif" in image.info
+            if image.format == "TIFF" or not told:  # Pillow turns a TIFF's size by itself
+                return image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return (image.height, image.width) if turned else image.size
     except Exception:  # whatever it is, the reader of pixels says it better

@@ -30,10 +30,11 @@ class EncodedPairs:
             )
         self.dataset = dataset
         self._flips = [flip for flip in (False, True) if (dataset.view.flip < 1, dataset.view.flip > 0)[flip]]
+        self._sizes = list(sizes or [dataset.view.size])
         self._kept = {
             (flip, size): encode_pairs(dataset, dataset.entries, flip, encode, batch_size, size)
             for flip in self._flips
-            for size in sizes or [dataset.view.size]
+            for size in self._sizes
         }
 
     def __len__(self) -> int:
@@ -44,9 +45,9 @@ class EncodedPairs:
         return self.dataset.size_of(index)
 
     def item(self, index: int, visit: int = 0, size: Size | None = None) -> dict[str, Any]:
-        """Return item ``index`` at its visit; size: one of those that were encoded, default the view's own."""
+        """Return item ``index`` at its visit; size: one of those that were encoded, default the first."""
         which, flip, text, _ = self.dataset.draw(index, visit)
-        kept = {name: tensor[which] for name, tensor in self._kept[flip, size or self.dataset.view.size].items()}
+        kept = {name: tensor[which] for name, tensor in self._kept[flip, size or self._sizes[0]].items()}
         return {**kept, "text": text, "is_reg": torch.tensor(self.dataset.reg)}
 
 

@@ -81,12 +81,19 @@ def _flat_layout(folder: Path) -> list[Pair]:
             name,
             sides["0"],
             sides["1"],
-            instruction=known.get(name, {}).get("instruction"),
+            instruction=_own_instruction(known.get(name, {}), folder),
             source_word=known.get(name, {}).get("source_word"),
             photo=known.get(name, {}).get("photo", name),
         )
         for name, sides in found.items()
     ]
+
+
+def _own_instruction(entry: dict[str, Any], folder: Path) -> str | None:
+    text = entry.get("instruction")
+    if text is not None and not (isinstance(text, str) and text.strip()):
+        raise ValueError(f"the manifest of '{folder}' has the instruction {text!r} for pair '{entry['id']}'")
+    return text
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def plan_dataset(args: argparse.Namespace) -> list[Planned]:
     if args.reg_edits:
         shown = pictures or {args.class_word: others}
         number = FEW_EDITS * len(args.reg_edits) if args.num_reg_edits is None else args.num_reg_edits
-        plan += plan_edits(shown, args.reg_edits, number, args.num_reg, args.seed)
+        plan += plan_edits(shown, args.reg_edits, number, args.seed)
     return plan
 
 

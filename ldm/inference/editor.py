@@ -18,6 +18,7 @@ from ldm.diffusion.guidance import GuidedDenoiser, check_interval
 from ldm.diffusion.samplers import get_sampler, noise_source
 from ldm.diffusion.schedule import SPACINGS, make_sigmas
 from ldm.inference.masking import check_mask, composite, soft_mask
+from ldm.inference.recipe import told_of
 from ldm.models.build import load_for_use
 
 logger = logging.getLogger(__name__)
@@ -118,8 +119,7 @@ class ImageEditor:
         path = ckpt.path
         editor.checkpoint, editor.weights, editor.checkpoint_hash = str(path), weights, fingerprint(path)
         editor.vae_hash = "" if vae_ckpt is None else fingerprint(vae_ckpt)
-        if isinstance(config, (str, Path)):
-            editor.config = f"{Path(config).name} {fingerprint(config)}"
+        editor.config = told_of(config)
         return editor
 
     @property

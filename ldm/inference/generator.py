@@ -17,6 +17,7 @@ from ldm.diffusion.guidance import GuidedDenoiser
 from ldm.diffusion.samplers import get_sampler, noise_source
 from ldm.diffusion.schedule import SPACINGS, make_sigmas
 from ldm.inference.editor import BEST_SPACING
+from ldm.inference.recipe import told_of
 from ldm.models.build import load_for_use
 
 
@@ -75,7 +76,7 @@ class ImageGenerator:
                 "Stable Diffusion"
             )
         self.model, self.precision = model, precision
-        self.checkpoint, self.checkpoint_hash, self.weights = "", "", ""
+        self.checkpoint, self.checkpoint_hash, self.weights, self.vae_hash, self.config = "", "", "", "", ""
 
     @classmethod
     def from_checkpoint(
@@ -92,7 +93,8 @@ class ImageGenerator:
         generator = cls(*load_for_use(ckpt, config, vae_ckpt, weights, device, precision))
         path = ckpt.path
         generator.checkpoint, generator.weights = str(path), weights
-        generator.checkpoint_hash = fingerprint(path)
+        generator.checkpoint_hash, generator.config = fingerprint(path), told_of(config)
+        generator.vae_hash = "" if vae_ckpt is None else fingerprint(vae_ckpt)
         return generator
 
     @torch.no_grad()

@@ -131,7 +131,7 @@ class PairMaker:
         same = said == [self._hash(pair.photo), pair.seed, pair.source_word, pair.direction, pair.instruction]
         if not same:
             raise ValueError(
-                f"'{self.output}' was begun from other photos, source words or seeds (pair {pair.id} of "
+                f"'{self.output}' was begun from other photos, source words, seeds or sentences (pair {pair.id} of "
                 f"{pair.folder}); choose another --output, or delete it"
             )
         return note
@@ -257,7 +257,7 @@ class PairMaker:
         manifest = {
             "version": 1,
             **self.key,
-            "source_words": list(dict.fromkeys(note["source_word"] for note in notes)),
+            "source_words": list(dict.fromkeys(n["source_word"] for n in notes if n["direction"] != "edit")),
             "pairs": [note for note in notes if "set_aside" not in note],
             "set_aside": [note for note in notes if "set_aside" in note],
         }

@@ -95,23 +95,24 @@ def plan_round_trips(photos: Sequence[Path], source_words: Sequence[str], number
 
 
 def plan_edits(
-    pictures: Mapping[str, Sequence[Path]], instructions: Sequence[str], number: int, first: int, seed: int
+    pictures: Mapping[str, Sequence[Path]], instructions: Sequence[str], number: int, seed: int
 ) -> list[Planned]:
-    """Return ``number`` regularization pairs that keep other edits what they were: the instructions in turn, over
-    pictures by the word of what they show, which {word} stands for. first: number of the first pair.
+    """Return ``number`` regularization pairs that keep other edits what they were: the instructions in turn, each over
+    the classes in turn, then their pictures; {word} stands for what a picture shows.
 
     Raises ValueError for an instruction that is empty or has another {field}.
     """
     for text in instructions:
         if not text.strip() or "{" in text.replace("{word}", "") or "}" in text.replace("{word}", ""):
             raise ValueError(f"regularization edit {text!r}: a sentence is expected, with no other field than {{word}}")
-    shown = [(word, photo) for word, photos in pictures.items() for photo in photos]
-    plan = []
+    words, plan = list(pictures), []
     for i in range(number):
         turn, which = divmod(i, len(instructions))
-        word, photo = shown[(which + turn) % len(shown)]
+        place = which + turn
+        word = words[place % len(words)]
+        photo = pictures[word][place // len(words) % len(pictures[word])]
         text = " ".join(instructions[which].replace("{word}", word).split())
-        plan.append(Planned(REGULARIZATION, f"{first + i:04d}", photo, "edit", word, seed + 200_000 + i, text))
+        plan.append(Planned(REGULARIZATION, f"edit-{i:04d}", photo, "edit", word, seed + 200_000 + i, text))
     return plan
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from omegaconf import OmegaConf
 from PIL import Image
+
+from ldm.config import load_config
 
 KEY = "instruct2dream"
 
@@ -29,7 +34,7 @@ class Recipe:
     weights: str
     input: str
     vae_hash: str = ""
-    config: str = ""  # name and hash of a YAML that was named; "" for the checkpoint's own
+    config: str = ""  # see ``told_of``; "" for the checkpoint's own
     negative: str = ""
     guidance_interval: tuple[float, float] | None = None
     keep_size: bool = True
@@ -38,6 +43,16 @@ class Recipe:
     def chunks(self) -> dict[str, str]:
         """Return the PNG text entries."""
         return {KEY: json.dumps(asdict(self), ensure_ascii=False)}
+
+
+def told_of(config: Any) -> str:
+    """Return what a recipe says of a config that was named: the file's name and a hash of all that it means, bases
+    included; "" for None."""
+    if config is None:
+        return ""
+    name = f"{Path(config).name} " if isinstance(config, (str, Path)) else ""
+    whole = OmegaConf.to_yaml(load_config(config) if name else config, resolve=True)
+    return f"{name}{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
 
 
 def read_recipe(path: str | Path) -> dict:

@@ -131,4 +131,6 @@ def _recipe(generator: ImageGenerator, settings: TextSettings, text: str, seed: 
         "checkpoint": Path(generator.checkpoint).name,
         "checkpoint_hash": generator.checkpoint_hash,
         "weights": generator.weights,
+        "vae_hash": generator.vae_hash,
+        "config": generator.config,
     }

@@ -45,9 +45,10 @@ def correlation(z: torch.Tensor) -> torch.Tensor:
     white channels. Without it few directions may carry nearly everything, and an error that a squared loss on latents
     does not see (or noise that buries them) takes the details.
     """
-    values = z.float().movedim(1, -1).flatten(0, -2)
-    mean = values.mean(0)
-    centred = values - mean
-    covariance = centred.T @ centred / len(values)
-    excess = covariance - torch.eye(len(covariance), device=z.device)
-    return excess.square().sum(1).mean() + mean.square().mean()
+    with torch.autocast(z.device.type, enabled=False):  # fp16 would overflow
+        values = z.float().movedim(1, -1).flatten(0, -2)
+        mean = values.mean(0)
+        centred = values - mean
+        covariance = centred.T @ centred / len(values)
+        excess = covariance - torch.eye(len(covariance), device=z.device)
+        return excess.square().sum(1).mean() + mean.square().mean()

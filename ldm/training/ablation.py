@@ -129,7 +129,7 @@ def _pairs(ablation: Ablation, subject: str, data: Path, work: Path) -> list[str
         class_photos=None,
         num_reg=int(ablation.pairs["num_reg"]),
         per_photo=int(ablation.pairs["per_photo"]),
-        reg_edits=list(ablation.pairs.get("reg_edits", [])) or None,
+        reg_edits=list(ablation.pairs.get("reg_edits") or []) or None,
         num_reg_edits=None,
         output=str(folder),
         ckpt=str(data / "editor.safetensors"),

@@ -105,11 +105,15 @@ class ProgressBar(TQDMProgressBar):
         disable = self.is_disabled or not sys.stderr.isatty()
         return Tqdm(desc="Training", disable=disable, leave=True, dynamic_ncols=True, file=sys.stderr, smoothing=0)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
         """Set the bar to the step that the run begins or goes on at."""
+        super().on_train_start()
         self.train_progress_bar.reset(total=trainer.max_steps)
         self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
         self.train_progress_bar.refresh()
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        """Do nothing: Lightning would set the bar to the epoch's batches."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Show the steps that are done, and the losses."""

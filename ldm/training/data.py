@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ldm.data.datamodule import PairDataModule
 from ldm.data.latent_cache import Encode, cached
 from ldm.data.pair_cache import EncodedPairs
 
+logger = logging.getLogger(__name__)
+
 
 def build_data(config: DictConfig, settings: dict[str, Any], model: Any, logs: Path, last: Path | None) -> Any:
     """Return the data module of a run.
@@ -27,6 +30,8 @@ def build_data(config: DictConfig, settings: dict[str, Any], model: Any, logs: P
     for key in ("validate_every", "drift_every"):
         if settings[key] and not isinstance(data, PairDataModule):
             raise ValueError(f"training.{key} needs pairs (PairDataModule)")
+    if isinstance(data, PairDataModule):
+        _check_sizes(data, model)
     if settings["cache_latents"]:
         encode = encoder_of(model)
         if isinstance(data, PairDataModule):
@@ -43,6 +48,25 @@ def build_data(config: DictConfig, settings: dict[str, Any], model: Any, logs: P
         done = read_checkpoint(last).metadata.get("global_step", 0)
         data.start_batch = int(done) * settings["accumulate"]
     return data
+
+
+def _check_sizes(data: PairDataModule, model: Any) -> None:
+    """Raise ValueError for pictures that the network cannot take, or streams of different sizes."""
+    views = {name: stream.view for name, stream in data.streams.items() if hasattr(stream, "view")}
+    grid = model.grid()
+    for name, view in views.items():
+        for size in view.sizes:
+            if size[0] % grid or size[1] % grid:
+                raise ValueError(f"{name} pictures of {size[0]} x {size[1]}: sides must be multiples of {grid} here")
+        if view.bucketed and name != "instance":
+            raise ValueError(f"data.params.{name} has aspect_buckets, but a step has the size of its instance pair")
+        if view.bucketed and len(view.sizes) == 1:
+            logger.warning("aspect_buckets gives %s pictures no other size than %d x %d", name, *view.size)
+        if view.size != views["instance"].size:
+            raise ValueError(
+                f"instance pictures of {views['instance'].size} and {name} pictures of {view.size} share a step: set "
+                f"data.params.{name}.params.size to the same"
+            )
 
 
 def encoder_of(model: Any) -> Encode:

@@ -101,7 +101,8 @@ class DriftMonitor(pl.Callback):
         self._plain_begun, self._done = 0.0, -1
         subject, reg = streams["instance"], streams["reg"]
         self.input, self.photo, chosen = _some(subject, subject.held_out or subject.entries, pairs)
-        self.reg_input, self.reg_answer, reg_chosen = _some(reg, reg.entries, pairs)
+        swaps = [entry for entry in reg.entries if entry.instruction is None]  # the others ask for other edits
+        self.reg_input, self.reg_answer, reg_chosen = _some(reg, swaps or reg.entries, pairs)
         self.told, self.plain = ([_told(subject, pair, name) for pair in chosen] for name in (subject.identifier, ""))
         self.reg_told = [_told(subject, pair, subject.identifier) for pair in reg_chosen]
         self._describe = coarse_colours
@@ -198,6 +199,8 @@ def _some(stream: Any, entries: list[Any], n: int) -> tuple[torch.Tensor, torch.
 
 
 def _told(subject: Any, pair: Any, identifier: str) -> str:
-    """Return the subject's first instruction for a pair, with or without the identifier."""
+    """Return a pair's own instruction, or the subject's first one for it, with or without the identifier."""
+    if pair.instruction is not None:
+        return pair.instruction
     source = pair.source_word or subject.source_word or "picture"
     return words.fill(subject.templates[0], identifier, subject.class_word or "", source)

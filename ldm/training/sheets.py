@@ -102,7 +102,9 @@ class SubjectSheet:
         if not self.class_word:
             raise ValueError(f"'{folder}' has no manifest that says the class_word; give dataset.class_word")
         try:
-            known = [(pair.input, pair.source_word) for pair in find_pairs(folder)]
+            pairs = find_pairs(folder)
+            pairs = [pair for pair in pairs if pair.instruction is None] or pairs  # the others ask for other edits
+            known = [(pair.input, pair.source_word) for pair in pairs]
         except FileNotFoundError:
             known = [(path, None) for path in find_photos([str(folder)])]
         chosen = [known[i * len(known) // min(rows, len(known))] for i in range(min(rows, len(known)))]

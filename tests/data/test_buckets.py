@@ -1,22 +1,26 @@
 """Aspect buckets: pictures that keep about their shape, and steps whose pictures share one size."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.data.augment import JointCrop, bucket_sizes
 from ldm.data.datamodule import PairDataModule
-from ldm.data.images import picture_size
+from ldm.data.images import open_rgb, picture_size
 from ldm.data.pair_cache import EncodedPairs
 from ldm.data.personalized_edit import PersonalizedEdit
+from ldm.training.data import build_data
 
 SHAPES = {"wide": (160, 96), "square": (128, 128), "tall": (60, 100)}
 
 
 def write(folder, shapes):
     """Pairs of noise in these shapes, in this order."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i, (width, height) in enumerate(shapes):
         for side in "01":
@@ -67,7 +71,7 @@ def test_a_step_has_the_size_of_its_first_pair(tmp_path):
     """The regularization pictures are square; they are cropped to whatever the instance pair of the step needs."""
     data = PairDataModule(
         stream(tmp_path / "training", SHAPES.values()),
-        stream(tmp_path / "regularization", [(64, 64)] * 2, reg=True),
+        stream(tmp_path / "regularization", [(64, 64)] * 2, reg=True, aspect_buckets=None),
         seed=1,
     )
     data.total_batches = 6
@@ -97,11 +101,50 @@ def test_a_turned_photo_counts_as_it_is_seen(tmp_path):
     """EXIF orientation 6: stored lying, seen standing."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
-    assert picture_size(tmp_path / "a.jpg") == (20, 40)
+    for name in ("a.jpg", "a.png", "a.webp", "a.tif"):
+        Image.new("RGB", (40, 20)).save(tmp_path / name, exif=exif)
+        assert picture_size(tmp_path / name) == open_rgb(tmp_path / name).size == (20, 40), name
+    Image.new("RGB", (40, 20)).save(tmp_path / "plain.png")
+    assert picture_size(tmp_path / "plain.png") == (40, 20)
 
 
 @pytest.mark.parametrize("step", [0, 7, 65])
 def test_a_step_that_makes_no_sense(step):
     with pytest.raises(ValueError, match=f"aspect_buckets is {step}"):
         JointCrop(64, aspect_buckets=step)
+
+
+def data_of(folder, train, reg):
+    write(folder / "training", SHAPES.values())
+    write(folder / "regularization", [(64, 64)] * 2)
+    common = {"class_word": "dog", "source_word": "wolf"}
+    streams = {
+        name: {
+            "target": "ldm.data.personalized_edit.PersonalizedEdit",
+            "params": {**common, "data_root": str(folder / place), **options},
+        }
+        for name, place, options in (("train", "training", train), ("reg", "regularization", reg))
+    }
+    return OmegaConf.create({"data": {"target": "ldm.data.datamodule.PairDataModule", "params": streams}})
+
+
+@pytest.mark.parametrize(
+    ("train", "reg", "said"),
+    [
+        ({"size": 64, "aspect_buckets": 8}, {"size": 64}, "multiples of 16"),
+        ({"size": 72}, {"size": 72}, "instance pictures of 72 x 72: sides must be multiples of 16"),
+        ({"size": 64}, {"size": 32}, "share a step"),
+        ({"size": 64}, {"size": 64, "aspect_buckets": 16}, "size of its instance pair"),
+        ({"size": 64, "aspect_buckets": 16}, {"size": 64}, None),
+    ],
+)
+def test_sizes_that_a_step_cannot_have_are_refused_before_it(tmp_path, train, reg, said):
+    """A model whose pictures must be multiples of 16."""
+    model = SimpleNamespace(grid=lambda: 16)
+    settings = {"validate_every": 0, "drift_every": 0, "cache_latents": False, "max_steps": 1, "accumulate": 1}
+    config = data_of(tmp_path, train, reg)
+    if said is None:
+        assert build_data(config, settings, model, tmp_path, None).total_batches == 1
+    else:
+        with pytest.raises(ValueError, match=said):
+            build_data(config, settings, model, tmp_path, None)

@@ -154,6 +154,7 @@ def test_blank_class_pictures_are_made_again_and_then_given_up(tmp_path):
 
     class Sometimes:
         checkpoint, checkpoint_hash, precision, weights = "c", "h", "fp32", "auto"
+        vae_hash, config = "", ""
 
         def generate(self, texts, settings, seeds):
             calls.append(list(seeds))

@@ -794,15 +794,17 @@ def test_a_clip_that_is_not_there_is_one_line(generate, tmp_path, photos):
 
 def test_other_edits_take_the_sentences_in_turn_over_all_pictures(photos):
     texts = ["make the {word} red", "make it night"]
-    plan = plan_edits({"wolf": photos[:2], "fox": photos[2:]}, texts, 12, 30, 7)
-    assert [p.id for p in plan] == [f"{i:04d}" for i in range(30, 42)]
-    assert [p.instruction for p in plan[1::2]] == ["make it night"] * 6
+    plan = plan_edits({"wolf": photos[:2], "fox": photos[2:]}, texts, 16, 7)
+    assert len({p.id for p in plan}) == 16
+    assert [p.instruction for p in plan[1::2]] == ["make it night"] * 8
     assert {(p.instruction, p.photo.stem) for p in plan[::2]} == {
         ("make the wolf red", "a"),
         ("make the wolf red", "b"),
         ("make the fox red", "c"),
     }
     assert {(p.folder, p.direction) for p in plan} == {("regularization", "edit")}
+    many = plan_edits({"wolf": photos * 20, "fox": photos * 20}, texts, 20, 7)
+    assert [sum(p.source_word == word for p in many) for word in ("wolf", "fox")] == [10, 10]
     others = plan_regularization({"wolf": photos}, 30, 7) + plan_instance(photos, ["wolf"], 5, 7)
     assert not {p.seed for p in plan} & {p.seed for p in others}
 
@@ -810,7 +812,7 @@ def test_other_edits_take_the_sentences_in_turn_over_all_pictures(photos):
 @pytest.mark.parametrize("text", ["", "  ", "make the {animal} red", "make it {"])
 def test_another_edit_that_says_nothing(photos, text):
     with pytest.raises(ValueError, match="regularization edit"):
-        plan_edits({"wolf": photos}, ["make it night", text], 4, 0, 0)
+        plan_edits({"wolf": photos}, ["make it night", text], 4, 0)
 
 
 def test_other_edits_are_made_and_trained_with_their_own_sentences(generate, tmp_path, photos):
@@ -822,15 +824,25 @@ def test_other_edits_are_made_and_trained_with_their_own_sentences(generate, tmp
     data = PersonalizedEdit(str(reg), reg=True, size=16)
     said = ["replace the wolf with a dog"] * 2 + ["make the wolf red", "make it night"] * 2
     assert [data.item(i)["text"] for i in range(6)] == said
-    assert (reg / "0002_0.png").read_bytes() == (tmp_path / "wolves" / "w.png").read_bytes()
+    assert (reg / "edit-0000_0.png").read_bytes() == (tmp_path / "wolves" / "w.png").read_bytes()
     again = files(tmp_path / "out")
     code, _, _ = generate(*edits, **{"num-reg": 2, "num-reg-edits": 4})
     assert (code, files(tmp_path / "out")) == (0, again)
+    code, _, _ = generate(*edits, **{"num-reg": 4, "num-reg-edits": 4})  # more swaps: the rest stays
+    assert code == 0
+    now = files(tmp_path / "out" / "regularization")
+    assert len(now) == 2 * 8
+    assert all(now[name] == content for name, content in files(reg).items())
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["source_words"] == ["wolf"]
+    code, _, said = generate("--reg-edits", "make it day", edits[0], edits[1], **{"num-reg": 4, "num-reg-edits": 4})
+    assert code == 2
+    assert "sentences" in said
 
 
 def test_other_edits_may_change_the_background_but_must_change_something(tmp_path, photos):
     """A result that a class swap could not have is kept; an unchanged one is made again."""
-    plan = plan_edits({"wolf": photos}, ["make it night"], 2, 0, 0)
+    plan = plan_edits({"wolf": photos}, ["make it night"], 2, 0)
     notes = {}
     for fault in ("destroyed", "unchanged"):
         made = maker(tmp_path / fault, FakeEditor(lambda *_, fault=fault: fault))

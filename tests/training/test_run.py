@@ -143,8 +143,7 @@ def test_the_bar_of_a_resumed_run_begins_where_it_goes_on(monkeypatch):
     bar = ProgressBar(refresh_rate=10)
     monkeypatch.setattr(bar, "get_metrics", lambda *_: {"train/loss": 0.25})
     trainer = SimpleNamespace(max_steps=800, global_step=500, current_epoch=1)
-    bar.on_train_start()
-    bar.on_train_epoch_start(trainer)
+    bar.on_train_start(trainer)
     assert "500/800" in screen.getvalue()
     for trainer.global_step in (505, 510):
         bar.on_train_batch_end(trainer, None, None, None, 0)
