@@ -222,6 +222,7 @@ WRONG_MODELS = {
     "key of the text": (lambda p: p["cond_stage_config"]["params"].update(frozen=True), "no parameter 'frozen'"),
     "conditioning": (lambda p: p.update(conditioning_key="concat"), "unknown conditioning_key 'concat'.*hybrid"),
     "parameterization": (lambda p: p.update(parameterization="epsilon"), "epsilon"),
+    "weights without a loss for them": (lambda p: p.update(snr_offset=1.0), "min_snr_gamma is null"),
     "beta_schedule": (lambda p: p.update(beta_schedule="quadratic"), "quadratic"),
     "channels": (lambda p: p["unet_config"]["params"].update(in_channels=4), "in_channels 8"),
     "heads": (lambda p: p["unet_config"]["params"].update(num_head_channels=8), "num_head"),
