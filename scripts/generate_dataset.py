@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--reg-photos", nargs="+", metavar="WORD=DIR", help="pictures of each source class")
     p.add_argument("--class-photos", nargs="+", help="without --reg-photos: pictures of the class; default: --photos")
     p.add_argument("--num-reg", type=int, default=200, help="regularization pairs (default 200)")
-    p.add_argument("--reg-edits", nargs="+", metavar="TEXT", help="pairs of other edits, too, like 'make the {word} red'")
+    p.add_argument("--reg-edits", nargs="+", metavar="TEXT", help="pairs of other edits, like 'make the {word} red'")
     p.add_argument("--num-reg-edits", type=int, help="pairs of all those together (default 10 of each)")
     p.add_argument("--per-photo", type=int, default=1, help="instance pairs per photo and source word (default 1)")
     p.add_argument("--config", help="YAML with the edit's settings and the gates' thresholds")
