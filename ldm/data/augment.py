@@ -52,10 +52,11 @@ class JointCrop:
         flip: float = 0.5,
         aspect_buckets: int | None = None,
     ):
-        """size: of the result in pixels, a side or (width, height). aspect_buckets: let pictures keep about their shape,
-        in sizes of that area whose sides are multiples of so many pixels (64 at full size); None: all have one size. min_resize, max_resize: the picture covers a
-        frame between so many and so many pixels (of the shorter side) before ``size`` is cut out of it; default
-        ``size`` itself. crop: "random" or "center". flip: share of mirrored pairs.
+        """size: of the result in pixels, a side or (width, height). min_resize, max_resize: the picture covers a frame
+        between so many and so many pixels (of the shorter side) before ``size`` is cut out of it; default ``size``
+        itself. crop: "random" or "center". flip: share of mirrored pairs. aspect_buckets: let pictures keep about
+        their shape, in sizes of that area whose sides are multiples of so many pixels (64 at full size); None: all
+        have one size.
 
         Raises ValueError for a frame smaller than the crop, or shares outside 0 to 1.
         """

@@ -76,9 +76,9 @@ class PairDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ):
-        """train, reg: datasets with ``item(index, visit, size)`` and ``size_of(index)`` such as ``PersonalizedEdit``, or their configs; reg: None
-        trains without prior preservation. batch_size, reg_batch_size: pairs of each in a step of one process (the
-        second defaults to the first)."""
+        """train, reg: datasets with ``item(index, visit, size)`` and ``size_of(index)`` such as ``PersonalizedEdit``,
+        or their configs; reg: None trains without prior preservation. batch_size, reg_batch_size: pairs of each in a
+        step of one process (the second defaults to the first)."""
         super().__init__()
         if reg is None and reg_batch_size is not None:
             raise ValueError(f"reg_batch_size is {reg_batch_size}, but there are no regularization pairs (reg)")

@@ -97,7 +97,7 @@ def plan_round_trips(photos: Sequence[Path], source_words: Sequence[str], number
 def plan_edits(
     pictures: Mapping[str, Sequence[Path]], instructions: Sequence[str], number: int, seed: int
 ) -> list[Planned]:
-    """Return ``number`` regularization pairs that keep other edits what they were: the instructions in turn, each over
+    """Return ``number`` regularization pairs that ask for other edits: the instructions in turn, each over
     the classes in turn, then their pictures; {word} stands for what a picture shows.
 
     Raises ValueError for an instruction that is empty or has another {field}.
