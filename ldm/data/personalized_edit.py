@@ -41,8 +41,8 @@ class PersonalizedEdit(Visited):
 
         class_word, source_word: default: the manifest's; a pair's own source word in the manifest wins. templates:
         sentences with {identifier} {class_word} {source_word}; default upstream's. reg: these are regularization
-        pairs: no identifier in their sentences. size, min_resize, max_resize, crop, flip, aspect_buckets: see ``JointCrop``; repeats,
-        held_out, limit: see ``Visited``.
+        pairs: no identifier in their sentences. size, min_resize, max_resize, crop, flip, aspect_buckets: see
+        ``JointCrop``; repeats, held_out, limit: see ``Visited``.
         Raises FileNotFoundError or ValueError for what is missing or makes no sense.
         """
         pairs, known = find_pairs(data_root), read_manifest(Path(data_root))

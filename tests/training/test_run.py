@@ -152,3 +152,13 @@ def test_the_bar_of_a_resumed_run_begins_where_it_goes_on(monkeypatch):
     assert "loss=0.25" in screen.getvalue()
     assert bar.train_progress_bar.format_dict["initial"] == 500  # the speed is that of this part
     bar.on_train_end()
+
+
+def test_the_bar_is_set_where_lightning_goes_on_inside_an_epoch(tmp_path, monkeypatch):
+    """From a file saved between two batches: Lightning then begins no epoch."""
+    run = train(first_stage_config(max_steps=3, save_every=3), "part", tmp_path)
+    config = OmegaConf.merge(OmegaConf.load(run / "config.yaml"), {"training": {"max_steps": 6}})
+    bars = []
+    monkeypatch.setattr(ProgressBar, "on_train_end", lambda self, *_: bars.append(self.train_progress_bar))
+    train(config, "part", tmp_path, resume=run)
+    assert [(bar.total, bar.initial) for bar in bars] == [(6, 3)]
