@@ -24,6 +24,7 @@ def recompute(function, *inputs: torch.Tensor, enabled: bool) -> torch.Tensor:
 
 
 WRITTEN_OUT = 1 << 17  # scores of a head: above it the fused product is as fast, and needs less memory
+HEADS_AT_ONCE, SCORES_AT_ONCE = 8, 1 << 19  # of a piece of bf16 attention on a CPU: its scores stay in the cache
 
 
 class CrossAttention(nn.Module):
@@ -32,6 +33,7 @@ class CrossAttention(nn.Module):
     def __init__(self, query_dim: int, context_dim: int | None = None, heads: int = 8, dim_head: int = 64):
         super().__init__()
         inner_dim = heads * dim_head
+        self.to_itself = context_dim is None
         context_dim = query_dim if context_dim is None else context_dim
         self.heads = heads
         self.to_q = nn.Linear(query_dim, inner_dim, bias=False)
@@ -42,25 +44,43 @@ class CrossAttention(nn.Module):
     def forward(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Attend. x: ``b n query_dim``; context: ``b m context_dim``; returns ``b n query_dim``."""
         context = x if context is None else context
-        q, k, v = (
-            rearrange(part, "b n (h d) -> b h n d", h=self.heads)
-            for part in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        out = attend(q, k, v)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return self.to_out(multi_head(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+
+
+def multi_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+    """Attend with the channels split into heads; all are ``b n (heads d)``."""
+    parts = (rearrange(part, "b n (h d) -> b h n d", h=heads) for part in (q, k, v))
+    return rearrange(attend(*parts), "b h n d -> b n (h d)")
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Return ``softmax(q k^T / sqrt(d)) v``; all are ``b h n d``.
 
-    PyTorch's fused attention, except where a CPU is to train small pictures: there the fused backward pass takes
-    several times as long as the products written out.
+    PyTorch's fused attention, except on a CPU: where small pictures train, its backward pass takes several times as
+    long as the products written out; and in bf16 without gradients it is slower than the products in pieces.
     """
-    trains_here = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
+    on_cpu = q.device.type == "cpu"
+    if on_cpu and not torch.is_grad_enabled() and q.dtype == torch.bfloat16:
+        return _attend_in_pieces(q, k, v)
+    trains_here = on_cpu and torch.is_grad_enabled() and q.requires_grad
     if not trains_here or q.shape[-2] * k.shape[-2] > WRITTEN_OUT:
         return F.scaled_dot_product_attention(q, k, v)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return scores.float().softmax(-1).to(v.dtype) @ v
+
+
+def _attend_in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attend a few heads and rows at a time, so that the scores of a piece never leave the cache."""
+    batch, heads, n, _ = q.shape
+    q, k, v = (q * q.shape[-1] ** -0.5).flatten(0, 1), k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
+    out = torch.empty_like(q)
+    rows = max(1, SCORES_AT_ONCE // (HEADS_AT_ONCE * k.shape[-1]))
+    for first in range(0, len(q), HEADS_AT_ONCE):
+        some = slice(first, first + HEADS_AT_ONCE)
+        for row in range(0, n, rows):
+            scores = torch.bmm(q[some, row : row + rows], k[some])
+            out[some, row : row + rows] = torch.bmm(torch.softmax(scores, -1, out=scores), v[some])
+    return out.unflatten(0, (batch, heads))
 
 
 class GEGLU(nn.Module):

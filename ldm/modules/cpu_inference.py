@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ldm.modules.attention import GEGLU
+from ldm.modules.attention import GEGLU, CrossAttention, multi_head
 
 _HINT = 16  # the picture size that the layout is chosen for; any other size computes the same, also quickly
 
@@ -86,6 +86,48 @@ class PackedGEGLU(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.binary(x, gate, self.values, self.value_bias, "mul")
 
 
+def _joined(*layers: nn.Linear) -> PackedLinear:
+    """Several linear layers of one input, without biases, as one: their outputs side by side."""
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    joined.weight = nn.Parameter(weight, requires_grad=False)
+    return PackedLinear(joined)
+
+
+class PackedSelfAttention(nn.Module):
+    """Attention of positions to each other: queries, keys and values by one product."""
+
+    def __init__(self, attention: CrossAttention):
+        """attention: on the CPU, to itself."""
+        super().__init__()
+        self.heads = attention.heads
+        self.to_qkv = _joined(attention.to_q, attention.to_k, attention.to_v)
+        self.to_out = PackedLinear(attention.to_out[0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``b n d`` as the attention does."""
+        return self.to_out(multi_head(*self.to_qkv(x).chunk(3, -1), self.heads))
+
+
+class PackedTextAttention(nn.Module):
+    """Attention to the text, which keeps the text's keys and values: all steps of an edit ask with the same text."""
+
+    def __init__(self, attention: CrossAttention):
+        """attention: on the CPU, to a context."""
+        super().__init__()
+        self.heads = attention.heads
+        self.to_q = PackedLinear(attention.to_q)
+        self.to_kv = _joined(attention.to_k, attention.to_v)
+        self.to_out = PackedLinear(attention.to_out[0])
+        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Map ``b n d`` as the attention does; context: ``b m context_dim``."""
+        if self._kept is None or not torch.equal(self._kept[0], context):
+            self._kept = context.clone(), self.to_kv(context)
+        return self.to_out(multi_head(self.to_q(x), *self._kept[1].chunk(2, -1), self.heads))
+
+
 class CentredGroupNorm(nn.Module):
     """Group normalisation that takes each group's mean off first.
 
@@ -107,6 +149,8 @@ def _packed(layer: nn.Module) -> nn.Module | None:
     """Return the packed form of a layer, None if it has none."""
     if type(layer) is nn.Linear:
         return PackedLinear(layer)
+    if type(layer) is CrossAttention:
+        return PackedSelfAttention(layer) if layer.to_itself else PackedTextAttention(layer)
     if type(layer) is GEGLU:
         return PackedGEGLU(layer)
     if type(layer) is nn.GroupNorm and layer.weight.dtype == torch.float32:
@@ -124,7 +168,7 @@ def pack(module: nn.Module) -> nn.Module:
     """
     if not can_pack():
         return module
-    for parent in list(module.modules()):  # parents first: a GEGLU is packed before the linear layer inside it
+    for parent in list(module.modules()):  # parents first: an attention is packed before the linear layers inside it
         for name, child in list(parent.named_children()):
             packed = _packed(child)
             if packed is not None:

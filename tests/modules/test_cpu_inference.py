@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.modules.attention import GEGLU
+from ldm.modules.attention import GEGLU, CrossAttention, attend
 from ldm.modules.cpu_inference import PackedConv2d, PackedLinear, PackedPointwise, can_pack, pack
 from tests.conftest import build_tiny
 from tests.models.reference import relative
@@ -113,3 +113,44 @@ def test_a_packed_layer_gives_each_picture_the_same_in_any_batch():
         together = packed(x)
         for i in (0, 4, 8):
             assert relative(packed(x[i : i + 1]), together[i : i + 1]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("context_dim", [None, 24])
+def test_a_packed_attention_equals_the_plain_one(context_dim, dtype):
+    torch.manual_seed(4)
+    plain = CrossAttention(40, context_dim, heads=5, dim_head=8)
+    packed = pack(nn.Sequential(layer_copy(plain).to(dtype)))[0]
+    assert type(packed) is not CrossAttention
+    x = torch.randn(3, 50, 40)
+    texts = [()] if context_dim is None else [(torch.randn(3, 7, 24),) for _ in range(2)]
+    with torch.inference_mode():
+        for text in (*texts, texts[0]):  # another text of the same shape, and the first again
+            expected = plain(x, *text)
+            out = packed(x.to(dtype), *(t.to(dtype) for t in text)).float()
+            assert relative(out, expected) < TOLERANCE[dtype]
+
+
+def test_a_text_changed_in_place_is_asked_again():
+    torch.manual_seed(5)
+    packed = pack(nn.Sequential(CrossAttention(16, 8, heads=2, dim_head=8)))[0]
+    x, text = torch.randn(1, 4, 16), torch.randn(1, 3, 8)
+    with torch.no_grad():
+        before = packed(x, text)
+        text.mul_(-1)
+        assert relative(packed(x, text), before) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "n", "m", "d"),
+    [(3, 8, 1100, 1030, 40), (1, 5, 70, 77, 16), (2, 3, 1, 9, 8), (1, 1, 3, 70000, 8)],
+)
+def test_attention_in_pieces_is_the_attention(batch, heads, n, m, d):
+    torch.manual_seed(6)
+    q, k, v = (torch.randn(batch, length, heads * d).unflatten(-1, (heads, d)).transpose(1, 2) for length in (n, m, m))
+    low = [part.bfloat16() for part in (q, k, v)]
+    with torch.inference_mode():
+        expected = torch.nn.functional.scaled_dot_product_attention(*(part.double() for part in low))
+        out = attend(*low)
+        assert out.shape == expected.shape
+        assert relative(out.double(), expected) < TOLERANCE[torch.bfloat16]
