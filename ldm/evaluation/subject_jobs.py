@@ -18,42 +18,57 @@ from ldm.spriteworld.scene import SUBJECTS
 
 
 def compare_subject(
-    frozen: Path, run: Path, subject: str, data: Path, n: int, seed: int, output: Path | None = None
+    frozen: Path | None, run: Path, subject: str, data: Path, n: int, seed: int, output: Path | None = None
 ) -> str:
-    """Return a Markdown table of the frozen editor and every kept step of a run; write it, the figures and a sheet of
-    results to ``output`` (default: the run's folder).
+    """Return a Markdown table of the frozen editor (None: without it) and every kept step of a run; write it, the
+    figures and a sheet of results to ``output`` (default: the run's folder).
 
     subject: whose photos the run learned from. Raises ValueError for an unknown subject.
     """
-    if subject not in SUBJECTS:
-        raise ValueError(f"unknown subject '{subject}'; known: {', '.join(SUBJECTS)}")
     output = run if output is None else output
-    recogniser, twin = (load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey"))
-    photos = subjects.training_photos(data / "subjects" / subject)
-    files = {"frozen": frozen, **{path.stem.replace("=", " "): path for path in kept_weights(run)}}
+    files = {path.stem.replace("=", " "): path for path in kept_weights(run)}
     found: dict[str, dict[str, Any]] = {}
     edits: dict[str, Any] = {}
     trained: tuple[str, ...] = ("wolf",)
-    for title, path in files.items():
-        checkpoint = read_checkpoint(path)
-        recipe = checkpoint.metadata.get("recipe") or {}
-        trained = tuple(recipe.get("source_words") or trained)
-        editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
-        edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
-        identifier = recipe.get("identifier", "")
-        figures, diversity = subjects.subject_figures(edit, subject, recogniser, photos, trained, identifier, n, seed)
-        figures |= subjects.kept_figures(edit, recogniser, twin, n, seed)
-        found[title] = {**figures, "plain class: diversity": diversity}
-        edits[title] = (edit, identifier)
+    for title, path in (({"frozen": frozen} if frozen else {}) | files).items():
+        found[title], edits[title], trained = measure_subject(path, subject, data, n, seed, trained)
     sources = [*trained, *subjects.unseen_sources(subject, trained)[:2]]
     sheet = subjects.results_sheet(edits, subject, sources)
     output.mkdir(parents=True, exist_ok=True)
     save_image(sheet, output / "results.png")
     text = comparison(found)
     (output / "results.md").write_text(text + "\n", encoding="utf-8")
-    plain = {t: {k: asdict(v) if not isinstance(v, float) else v for k, v in f.items()} for t, f in found.items()}
-    (output / "results.json").write_text(json.dumps(plain, indent=2), encoding="utf-8")
+    (output / "results.json").write_text(json.dumps(plain(found), indent=2), encoding="utf-8")
     return text
+
+
+def measure_subject(
+    path: Path, subject: str, data: Path, n: int, seed: int, trained: tuple[str, ...] = ("wolf",)
+) -> tuple[dict[str, Any], tuple[Any, str], tuple[str, ...]]:
+    """Return a checkpoint's figures about a subject, the edit (with the identifier it is asked with) that gave them,
+    and the source words of its training.
+
+    data: the sprite world's folder; n: scenes a figure; trained: the source words, where the checkpoint names none.
+    Raises ValueError for an unknown subject.
+    """
+    if subject not in SUBJECTS:
+        raise ValueError(f"unknown subject '{subject}'; known: {', '.join(SUBJECTS)}")
+    recogniser, twin = (load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey"))
+    photos = subjects.training_photos(data / "subjects" / subject)
+    checkpoint = read_checkpoint(path)
+    recipe = checkpoint.metadata.get("recipe") or {}
+    trained = tuple(recipe.get("source_words") or trained)
+    editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
+    edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
+    identifier = recipe.get("identifier", "")
+    figures, diversity = subjects.subject_figures(edit, subject, recogniser, photos, trained, identifier, n, seed)
+    figures |= subjects.kept_figures(edit, recogniser, twin, n, seed)
+    return {**figures, "plain class: diversity": diversity}, (edit, identifier), trained
+
+
+def plain(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return figures as JSON can hold them."""
+    return {t: {k: asdict(v) if not isinstance(v, float) else v for k, v in f.items()} for t, f in found.items()}
 
 
 def comparison(found: dict[str, dict[str, Any]]) -> str:

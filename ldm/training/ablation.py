@@ -18,7 +18,7 @@ from ldm.config import anchored, load_config, nearest
 from ldm.data.images import save_image
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.methods import read_methods
-from ldm.evaluation.subject_jobs import compare_subject
+from ldm.evaluation.subject_jobs import compare_subject, measure_subject, plain
 from ldm.evaluation.suites import read_suite
 from ldm.inference.dataset_job import make_dataset
 from ldm.inference.generator import ImageGenerator, TextSettings
@@ -31,6 +31,7 @@ from ldm.training.run import DEFAULTS, finished, train
 logger = logging.getLogger(__name__)
 
 KEYS = ("subjects", "seeds", "scenes", "pairs", "class_images", "suite", "config", "steps", "runs", "measures")
+FROZEN = "frozen editor"
 OPTIONAL = {"scenes": 60, "pairs": None, "class_images": None, "suite": None}
 
 
@@ -74,32 +75,53 @@ def read_ablation(path: Path) -> Ablation:
     return Ablation(**{**OPTIONAL, **content})
 
 
+Found = dict[tuple[str, int], dict[str, list[float]]]  # (run, step) -> measure -> one value a training
+
+
 def run_ablation(ablation: Ablation, root: Path, work: Path, output: Path, name: str = "ablations") -> str:
     """Make the data, train every run that is not there yet, measure it, and write ``<name>.md`` and ``<name>.png`` to
-    ``output``; return the table.
+    ``output``, anew after every seed; return the table.
 
     root: of the project; work: where data, runs and their figures are kept, so that a second call goes on.
     """
     data = root / "data" / "spriteworld"
-    found: dict[tuple[str, int], dict[str, list[float]]] = {}
-    for subject in ablation.subjects:
-        given = (
-            _pairs(ablation, subject, data, work) if ablation.pairs else _class_images(ablation, subject, data, work)
-        )
-        for title, changes in ablation.runs.items():
-            for seed in ablation.seeds:
+    found: Found = {}
+    text = ""
+    for count, seed in enumerate(ablation.seeds, 1):
+        for subject in ablation.subjects:
+            if ablation.pairs:
+                given = _pairs(ablation, subject, data, work)
+                _note(found, ablation, (FROZEN, 0), _frozen(ablation, subject, seed, work, data))
+            else:
+                given = _class_images(ablation, subject, data, work)
+            for title, changes in ablation.runs.items():
                 results = _trained(ablation, title, changes, subject, seed, given, root, work, data)
                 for step in ablation.steps:
-                    figures = found.setdefault((title, step), {})
-                    for measure in ablation.measures:
-                        value = results[f"step {step}"].get(measure)
-                        value = value["mean"] if isinstance(value, dict) else value
-                        figures.setdefault(measure, []).append(value)
-    text = table(ablation, found)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    save_image(plot(ablation, found), output / f"{name}.png")
+                    _note(found, ablation, (title, step), results[f"step {step}"])
+        text = table(ablation, found, count)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+        save_image(plot(ablation, found), output / f"{name}.png")
     return text
+
+
+def _note(found: Found, ablation: Ablation, row: tuple[str, int], results: dict[str, Any]) -> None:
+    for measure in ablation.measures:
+        value = results.get(measure)
+        value = value["mean"] if isinstance(value, dict) else value
+        found.setdefault(row, {}).setdefault(measure, []).append(value)
+
+
+def _frozen(ablation: Ablation, subject: str, seed: int, work: Path, data: Path) -> dict[str, Any]:
+    """Return the untaught editor's figures on the scenes of a subject and seed; measure them once."""
+    path = work / "frozen" / f"{subject}-{seed}.json"
+    if not path.is_file():
+        words = tuple(ablation.pairs["source_words"])
+        found, _, _ = measure_subject(data / "editor.safetensors", subject, data, ablation.scenes, seed, words)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(plain({FROZEN: found})[FROZEN], indent=1), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _class_images(ablation: Ablation, subject: str, data: Path, work: Path) -> list[str]:
@@ -178,7 +200,7 @@ def _trained(
         if ablation.suite:
             _by_suite(root / ablation.suite, run, subject, root, data)
         else:
-            compare_subject(data / "editor.safetensors", run, subject, data, ablation.scenes, seed)
+            compare_subject(None, run, subject, data, ablation.scenes, seed)
         done = [run]
     return json.loads((done[0] / "results.json").read_text(encoding="utf-8"))
 
@@ -199,12 +221,16 @@ def _by_suite(path: Path, run: Path, subject: str, root: Path, data: Path) -> No
         temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
-def table(ablation: Ablation, found: dict[tuple[str, int], dict[str, list[float]]]) -> str:
-    """Return mean and spread (standard deviation over subjects and seeds) of every run and step as Markdown."""
-    runs = len(ablation.subjects) * len(ablation.seeds)
+def table(ablation: Ablation, found: Found, seeds: int) -> str:
+    """Return mean and spread (standard deviation over subjects and seeds) of every run and step as Markdown.
+
+    seeds: how many of the ablation's seeds are in ``found``.
+    """
+    runs = len(ablation.subjects) * seeds
+    whole = "" if seeds == len(ablation.seeds) else f" (of {len(ablation.seeds)} to come)"
     lines = [
-        f"{len(ablation.subjects)} subjects ({', '.join(ablation.subjects)}), {len(ablation.seeds)} seeds each: mean ± "
-        f"standard deviation over {runs} trainings, "
+        f"Subjects: {', '.join(ablation.subjects)}; seeds: {seeds}{whole}. Mean ± standard deviation over {runs} "
+        "trainings a row, "
         + (f"measured by {ablation.suite}." if ablation.suite else f"{ablation.scenes} fresh scenes a figure."),
         "",
         f"| run | steps | {' | '.join(ablation.measures)} |",
@@ -212,7 +238,7 @@ def table(ablation: Ablation, found: dict[tuple[str, int], dict[str, list[float]
     ]
     for (name, step), figures in found.items():
         cells = [_spread(figures[measure]) for measure in ablation.measures]
-        lines.append(f"| {name} | {step} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {step or ''} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -220,10 +246,11 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.3g} ± {stdev(values):.2g}" if len(values) > 1 else f"{values[0]:.3g}"
 
 
-def plot(ablation: Ablation, found: dict[tuple[str, int], dict[str, list[float]]], width: int = 560) -> Image.Image:
-    """Return bars of every measure for every run at the last step, the single trainings as dots."""
+def plot(ablation: Ablation, found: Found, width: int = 560) -> Image.Image:
+    """Return bars of every measure for the frozen editor and every run at its last step, the trainings as dots."""
     last = max(ablation.steps)
-    names = [name for name, step in found if step == last]
+    shown = {name: step for name, step in found if step in (0, last)}
+    names = list(shown)
     font, line = ImageFont.load_default(size=14), 22
     height = (len(names) + 2) * line
     picture = Image.new("RGB", (2 * width, -(-len(ablation.measures) // 2) * height), "white")
@@ -231,7 +258,7 @@ def plot(ablation: Ablation, found: dict[tuple[str, int], dict[str, list[float]]
     for k, measure in enumerate(ablation.measures):
         left, top = (k % 2) * width + 10, (k // 2) * height + 6
         pen.text((left, top), measure, (20, 20, 20), font)
-        values = {name: found[(name, last)][measure] for name in names}
+        values = {name: found[(name, shown[name])][measure] for name in names}
         most = max(max(v) for v in values.values()) or 1.0
         for i, name in enumerate(names):
             y = top + (i + 1) * line

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ldm.inference.editor import EditSettings
 from ldm.training import ablation as module
 from ldm.training.ablation import read_ablation, run_ablation
 
@@ -52,6 +53,36 @@ def test_text_to_image_runs_are_trained_once_and_measured_by_a_suite(tmp_path, m
 
     monkeypatch.setattr(module, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(module, "evaluate", lambda *_: pytest.fail("measured again"))
+    assert run_ablation(ablation, ROOT, tmp_path / "work", tmp_path / "out", "a") == text
+
+
+def test_editors_are_compared_with_the_frozen_one_and_every_seed_leaves_a_table(tmp_path, monkeypatch):
+    few = EditSettings(steps=2, resolution=64, sampler="ddim")
+    monkeypatch.setattr(EditSettings, "of_checkpoint", classmethod(lambda cls, *_, **__: few))
+    content = {
+        "subjects": ["storm"],
+        "seeds": [1, 2],
+        "scenes": 2,
+        "pairs": {"num_reg": 2, "per_photo": 1, "source_words": ["wolf"]},
+        "config": "configs/spriteworld/instruct2dream.yaml",
+        "steps": [1],
+        "runs": {"default": [], "colder": ["model.params.learning_rate=0"]},
+        "measures": ["class: recognised", "plain class: background kept (dB)"],
+    }
+    ablation = read_ablation(write(tmp_path / "a.yaml", content))
+    tables = []
+    monkeypatch.setattr(module, "save_image", lambda picture, path: tables.append((tmp_path / "out/a.md").read_text()))
+    text = run_ablation(ablation, ROOT, tmp_path / "work", tmp_path / "out", "a")
+    assert len(tables) == 2
+    assert "seeds: 1 (of 2 to come)" in tables[0]
+    assert "seeds: 2. Mean ± standard deviation over 2" in tables[1]
+    frozen, colder, default = (line.split("|")[3:] for line in text.splitlines()[-3:])
+    assert text.splitlines()[-3].startswith("| frozen editor |  |")
+    assert frozen == colder  # a training that moves nothing leaves the frozen editor
+    assert default != frozen
+
+    monkeypatch.setattr(module, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(module, "measure_subject", lambda *_: pytest.fail("measured again"))
     assert run_ablation(ablation, ROOT, tmp_path / "work", tmp_path / "out", "a") == text
 
 
