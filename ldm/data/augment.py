@@ -88,9 +88,7 @@ class JointCrop:
         """Return the size that loses least of a picture whose width is ``aspect`` times its height."""
         return min(self.sizes, key=lambda size: abs(math.log(size[0] / size[1] / aspect)))
 
-    def draw(
-        self, aspect: float, rng: np.random.Generator, flip: bool | None = None, size: Size | None = None
-    ) -> View:
+    def draw(self, aspect: float, rng: np.random.Generator, flip: bool | None = None, size: Size | None = None) -> View:
         """Return a view of pictures whose width is ``aspect`` times their height. flip: None to draw it; size: one of
         ``sizes``, None for the one that fits best."""
         u = rng.random(4)

@@ -32,7 +32,7 @@ class Findings:
 
 
 def check_pairs(folder: Path) -> Findings:
-    """Return what is wrong with a folder of pairs. Raises FileNotFoundError if there is no such folder, or no picture."""
+    """Return what is wrong with a folder of pairs. Raises FileNotFoundError without such a folder, or a picture in it."""
     found = Findings()
     if not folder.is_dir():
         raise FileNotFoundError(f"folder of pairs '{folder}' does not exist")
@@ -118,7 +118,9 @@ def check_identifier(identifier: str, encode: Callable[[str], list[int]]) -> lis
     if len(ids) == 1 and ids[0] >= COMMON_TOKEN:
         return []
     what = f"is {len(ids)} tokens" if len(ids) != 1 else "is a common word"
-    return [f"the identifier '{identifier}' {what}; a rare single one is easier to teach: {', '.join(rare_tokens(encode))}"]
+    return [
+        f"the identifier '{identifier}' {what}; a rare single one is easier to teach: {', '.join(rare_tokens(encode))}"
+    ]
 
 
 def rare_tokens(encode: Callable[[str], list[int]], count: int = 5) -> list[str]:

@@ -15,7 +15,6 @@ from ldm.data.augment import Size
 from ldm.data.memory import InMemory
 from ldm.data.stream import StepSampler, Streams
 
-
 MANY = 5000  # files that are read whole for a hash
 
 

@@ -79,8 +79,8 @@ class EditDataset(Visited):
 
 
 def read_triplets(folder: Path) -> list[Pair]:
-    """Return a folder's triplets, sorted. Raises FileNotFoundError for none, ValueError for a row that cannot be read or
-    a pair without its instruction."""
+    """Return a folder's triplets, sorted. Raises FileNotFoundError for none, ValueError for a row that cannot be read
+    or a pair without its instruction."""
     if not folder.is_dir():
         raise FileNotFoundError(f"folder of triplets '{folder}' does not exist")
     if (folder / ROWS).is_file():

@@ -24,7 +24,9 @@ def check_templates(templates: Sequence[str], needs: Sequence[str] = ()) -> tupl
             raise ValueError(f"template {template!r} cannot be read: {error}") from error
         unknown = sorted(found - set(FIELDS))
         if unknown:
-            raise ValueError(f"template '{template}' has the unknown field {{{unknown[0]}}}; known: {', '.join(FIELDS)}")
+            raise ValueError(
+                f"template '{template}' has the unknown field {{{unknown[0]}}}; known: {', '.join(FIELDS)}"
+            )
         for name in needs:
             if name not in found:
                 raise ValueError(f"template '{template}' lacks {{{name}}}")

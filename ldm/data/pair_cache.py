@@ -19,9 +19,7 @@ class EncodedPairs:
     Mirrored pictures are encoded by themselves: the encoder does not commute with mirroring.
     """
 
-    def __init__(
-        self, dataset: Visited, encode: Encode, batch_size: int = 8, sizes: Sequence[Size] | None = None
-    ):
+    def __init__(self, dataset: Visited, encode: Encode, batch_size: int = 8, sizes: Sequence[Size] | None = None):
         """encode: from pictures to mean and log-variance. sizes: that items will be asked for, default the view's own.
         Raises ValueError where crops are random: their latents cannot be kept."""
         if not dataset.fixed:

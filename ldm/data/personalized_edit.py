@@ -85,7 +85,9 @@ class PersonalizedEdit(Visited):
         """Return a pair's ``input`` and ``edited`` as one view shows them, each ``3 h w`` in [-1, 1]."""
         before, after = to_common_aspect(open_rgb(pair.input), open_rgb(pair.edited))
         view = self.view.draw(before.width / before.height, rng, flip, size)
-        return {name: to_tensor(self.view.apply(image, view))[0] for name, image in (("input", before), ("edited", after))}
+        return {
+            name: to_tensor(self.view.apply(image, view))[0] for name, image in (("input", before), ("edited", after))
+        }
 
     def files(self, pair: Pair) -> list[Path]:
         """Return the pair's two paths."""

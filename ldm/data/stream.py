@@ -58,7 +58,9 @@ class Streams(Sampler[list[tuple[str, int, int]]]):
         ``StepSampler``."""
         self.total = total
         self.samplers = {
-            name: StepSampler(items[name], batch_sizes[name], total, **{**where, "seed": where.get("seed", 0) + 7919 * k})
+            name: StepSampler(
+                items[name], batch_sizes[name], total, **{**where, "seed": where.get("seed", 0) + 7919 * k}
+            )
             for k, name in enumerate(items)
         }
 

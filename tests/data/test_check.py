@@ -63,7 +63,9 @@ def test_lone_and_unreadable_files_are_errors(folder):
     assert any("1_0.png" in line for line in check_pairs(folder).errors)
 
 
-@pytest.mark.parametrize(("word", "wrong"), [("sks", None), ("dog", "common"), ("my dog rex", "tokens"), ("", "0 tokens")])
+@pytest.mark.parametrize(
+    ("word", "wrong"), [("sks", None), ("dog", "common"), ("my dog rex", "tokens"), ("", "0 tokens")]
+)
 def test_the_identifier_is_one_rare_token_or_better_ones_are_named(word, wrong):
     lines = check_identifier(word, encode_words)
     assert bool(lines) == (wrong is not None)
