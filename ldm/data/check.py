@@ -32,7 +32,7 @@ class Findings:
 
 
 def check_pairs(folder: Path) -> Findings:
-    """Return what is wrong with a folder of pairs. Raises FileNotFoundError without such a folder, or a picture in it."""
+    """Return what is wrong with a folder of pairs. Raises FileNotFoundError without such a folder, or pictures."""
     found = Findings()
     if not folder.is_dir():
         raise FileNotFoundError(f"folder of pairs '{folder}' does not exist")
