@@ -32,9 +32,11 @@ def parse() -> argparse.Namespace:
     args = p.parse_intermixed_args()  # overrides may stand between the flags
     if args.config is not None and "=" in args.config:
         args.overrides, args.config = [args.config, *args.overrides], None
-    begins = (args.config, args.data, args.ckpt, args.identifier, args.class_word, *args.overrides)
+    begins = (args.config, args.data, args.ckpt, args.identifier, args.class_word, args.name, *args.overrides)
     if args.resume and any(begins):
-        p.error("--resume goes on with the run's own config: give nothing but --devices, --num-nodes and --threads")
+        p.error(
+            "--resume goes on with the run's own config: give nothing but --logs, --devices, --num-nodes and --threads"
+        )
     return args
 
 
@@ -57,7 +59,9 @@ def main() -> int:
     from ldm.config import anchored, load_config
     from ldm.training.run import DEFAULTS, finished, train
 
-    if args.threads:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads is {args.threads}; at least 1 is expected")
         torch.set_num_threads(args.threads)
     if args.config is None and args.resume is None:
         shipped = (

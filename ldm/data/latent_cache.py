@@ -42,10 +42,11 @@ def cached(
 ) -> LatentCache:
     """Return the dataset encoded, from the file that an earlier call with the same key left in ``folder``, if any.
 
-    key: everything that the result depends on (the dataset's config and the first stage's hash).
+    key: the dataset's config and the first stage's hash; what the dataset makes of its config is looked at here.
     """
     path = None
     if folder is not None:
+        key = f"{key} {_sample_hash(dataset)}"
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
         if path.is_file():
             logger.info("latents from %s", path)
@@ -58,6 +59,17 @@ def cached(
             torch.save({"tensors": cache.tensors, "texts": cache.texts}, temporary)
         path.with_suffix(".json").write_text(json.dumps({"key": key}, indent=2))
     return cache
+
+
+def _sample_hash(dataset: Dataset, most: int = 64) -> str:
+    """Return a hash of some items, spread over the dataset: what draws or reads them may have changed."""
+    digest = hashlib.sha256(str(len(dataset)).encode())
+    for index in sorted({i * len(dataset) // most for i in range(most)}):
+        item = dataset[index]
+        for name in sorted(item):
+            value = item[name]
+            digest.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else str(value).encode())
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from ldm.checkpoint import Checkpoint, load_into, read_checkpoint
 from ldm.config import instantiate_from_config, nearest
 from ldm.diffusers_format import FIRST_STAGE
 from ldm.models.optimizer import make_optimizer
-from ldm.models.steps import finished_step, step_generator
+from ldm.models.steps import exported, step_generator
 from ldm.modules.distributions import DiagonalGaussian
 from ldm.modules.ema import LitEma
 from ldm.modules.vae_blocks import Decoder, Encoder
@@ -103,9 +103,10 @@ class AutoencoderKL(pl.LightningModule):
         self.log_dict({f"train/{name}": value.detach() for name, value in {"loss": loss, **parts}.items()})
         return loss
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Move the averages after each optimiser step."""
-        if self.model_ema is not None and finished_step(self):
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the averages: before any hook that saves, so that what is saved belongs together."""
+        super().optimizer_step(*args, **kwargs)
+        if self.model_ema is not None:
             self.model_ema.update(self)
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -123,10 +124,9 @@ class AutoencoderKL(pl.LightningModule):
             yield
 
     def export_state(self) -> dict[str, torch.Tensor]:
-        """Return the weights to ship, averaged if there is an average, by their published names."""
+        """Return the weights to ship by their published names, averaged if there is an average: in fp16, on the CPU."""
         with self.ema_scope():
-            state = {k: v.clone() for k, v in self.state_dict().items() if not k.startswith("model_ema.")}
-        return {f"{FIRST_STAGE}{name}": tensor for name, tensor in state.items()}
+            return {f"{FIRST_STAGE}{name}": tensor for name, tensor in exported(self).items()}
 
 
 class _As(nn.Module):

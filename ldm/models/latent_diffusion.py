@@ -18,13 +18,20 @@ from ldm.diffusion.loss import change_weights, min_snr_weights, prior_preservati
 from ldm.diffusion.parameterization import check_parameterization, target
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.models.optimizer import make_optimizer
-from ldm.models.steps import BatchNoise, finished_step, step_generator
+from ldm.models.steps import BatchNoise, exported, step_generator
 from ldm.modules.ema import LitEma
 
 logger = logging.getLogger(__name__)
 
 # conditioning_key -> whether the input picture's latent is concatenated to the noised one
 CONDITIONING_KEYS = {"crossattn": False, "hybrid": True}
+
+
+def _check_numbers(**given: Any) -> None:
+    """Raise ValueError for a parameter that is no number, or below 0."""
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise ValueError(f"model.params.{name} is {value!r}; a number from 0 is expected")
 
 
 class DiffusionWrapper(nn.Module):
@@ -112,6 +119,18 @@ class LatentDiffusion(pl.LightningModule):
             scheduler_config,
         )
         self.reg_weight, self.t_power = reg_weight, t_power
+        _check_numbers(
+            learning_rate=learning_rate,
+            reg_weight=reg_weight,
+            dropout_text=dropout_text,
+            dropout_image=dropout_image,
+            dropout_both=dropout_both,
+            min_snr_gamma=0.0 if min_snr_gamma is None else min_snr_gamma,
+            snr_offset=snr_offset,
+            offset_noise=offset_noise,
+            t_power=t_power,
+            change_weight=change_weight,
+        )
         if snr_offset and min_snr_gamma is None:
             raise ValueError(f"snr_offset is {snr_offset}, but min_snr_gamma is null: the loss has no such weights")
         self.min_snr_gamma, self.snr_offset = min_snr_gamma, snr_offset
@@ -268,9 +287,10 @@ class LatentDiffusion(pl.LightningModule):
         with torch.set_grad_enabled(self.cond_stage_trainable and torch.is_grad_enabled()):
             return self.get_learned_conditioning(texts)
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Move the averages after each optimiser step."""
-        if self.model_ema is not None and finished_step(self):
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the averages: before any hook that saves, so that what is saved belongs together."""
+        super().optimizer_step(*args, **kwargs)
+        if self.model_ema is not None:
             self.model_ema.update(self.model)
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -278,9 +298,9 @@ class LatentDiffusion(pl.LightningModule):
         return make_optimizer(self.named_parameters(), self.learning_rate, self.optimizer_config, self.scheduler_config)
 
     def export_state(self) -> dict[str, torch.Tensor]:
-        """Return the weights to ship, averaged if there is an average, by their published names."""
+        """Return the weights to ship by their published names, averaged if there is an average: in fp16, on the CPU."""
         with self.ema_scope():
-            return {k: v.clone() for k, v in self.state_dict().items() if not k.startswith("model_ema.")}
+            return exported(self)
 
     @contextmanager
     def ema_scope(self):

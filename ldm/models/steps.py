@@ -46,9 +46,11 @@ class BatchNoise:
         return torch.stack([draw(shape[1:], generator=g) for g in self.generators])
 
 
-def finished_step(module: Any) -> bool:
-    """Return whether the batch that just ended completed an optimiser step (not only accumulated)."""
-    done = module.trainer.global_step
-    changed = done != getattr(module, "_last_step", 0)
-    module._last_step = done
-    return changed
+def exported(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of a module's weights without its averages, tensor by tensor in fp16 on the CPU: no second copy
+    of them all is ever on the training's device."""
+    return {
+        name: tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, tensor in module.state_dict().items()
+        if not name.startswith("model_ema.")
+    }

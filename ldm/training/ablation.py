@@ -187,22 +187,35 @@ def _trained(
     """Return a run's figures by step; train and measure what is not there yet."""
     logs = work / "runs" / f"{subject}-{seed}-{name.replace(' ', '-')}"
     runs = sorted(logs.iterdir()) if logs.is_dir() else []
-    done = [run for run in runs if (run / "results.json").is_file()]
-    if not done:
-        last = max(ablation.steps)
-        overrides = [*given, f"training.max_steps={last}", f"training.seed={seed}"]
-        overrides += [f"data.params.seed={seed}", f"training.keep_at={ablation.steps}", "training.sheet_every=0"]
-        config = anchored(load_config(root / ablation.config, [*overrides, *changes], {"training": DEFAULTS}), root)
-        run = next((run for run in runs if finished(run)), None)
-        if run is None:
-            logger.info("training '%s' on %s, seed %d", name, subject, seed)
-            run = train(config, subject, logs)
-        if ablation.suite:
-            _by_suite(root / ablation.suite, run, subject, root, data)
-        else:
-            compare_subject(None, run, subject, data, ablation.scenes, seed)
-        done = [run]
-    return json.loads((done[0] / "results.json").read_text(encoding="utf-8"))
+    measured = [found for found in map(_results, runs) if all(f"step {step}" in found for step in ablation.steps)]
+    if measured:
+        return measured[0]
+    last = max(ablation.steps)
+    overrides = [*given, f"training.max_steps={last}", f"training.seed={seed}"]
+    overrides += [f"data.params.seed={seed}", f"training.keep_at={ablation.steps}", "training.sheet_every=0"]
+    config = anchored(load_config(root / ablation.config, [*overrides, *changes], {"training": DEFAULTS}), root)
+    run = next((run for run in runs if finished(run)), None)
+    begun = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
+    if run is None:
+        logger.info("training '%s' on %s, seed %d", name, subject, seed)
+        run = train(config, subject, logs) if begun is None else train(_kept(begun, root), "", logs, resume=begun)
+    if not finished(run):  # told to stop
+        raise KeyboardInterrupt
+    if ablation.suite:
+        _by_suite(root / ablation.suite, run, subject, root, data)
+    else:
+        compare_subject(None, run, subject, data, ablation.scenes, seed)
+    return _results(run)
+
+
+def _results(run: Path) -> dict[str, Any]:
+    """Return what was measured of a run, by step; nothing if nothing was."""
+    file = run / "results.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _kept(run: Path, root: Path) -> Any:
+    return anchored(load_config(run / "config.yaml", [], {"training": DEFAULTS}), root)
 
 
 def _by_suite(path: Path, run: Path, subject: str, root: Path, data: Path) -> None:

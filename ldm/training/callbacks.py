@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,31 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from ldm.checkpoint import METADATA_KEY, save_checkpoint
+from ldm.data.images import save_image
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def looking(trainer: pl.Trainer, module: Any) -> Iterator[None]:
+    """Let the model be used inside the ``with`` block as it would be after training: in evaluation mode, without
+    gradients, with its averaged weights (an average of the optimiser's own, too: schedule-free ones have ``eval`` and
+    ``train``), and in bf16 where the run trains in it."""
+    switched = [o for o in trainer.optimizers if hasattr(o, "eval") and hasattr(o, "train")]
+    module.eval()
+    for optimizer in switched:
+        optimizer.eval()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(module.ema_scope())
+            if trainer.precision == "bf16-mixed":  # fp16 would overflow in the published first stage
+                stack.enter_context(trainer.precision_plugin.forward_context())
+            yield
+    finally:
+        for optimizer in switched:
+            optimizer.train()
+        module.train()
 
 
 class Checkpoints(pl.Callback):
@@ -41,10 +65,18 @@ class Checkpoints(pl.Callback):
         self.folder, self.keep_at, self.every, self.metadata = folder, set(keep_at), every, metadata
         self.suffix, self.run_config = suffix, run_config
         self._done = -1
+        self._random: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the step that the run begins or goes on at: nothing is due before the next one is complete."""
         self._done = trainer.global_step
+        for optimizer in trainer.optimizers:
+            if hasattr(optimizer, "eval") and hasattr(optimizer, "train"):
+                optimizer.train()
+        if self._random is not None:
+            torch.set_rng_state(self._random["cpu"])
+            if torch.cuda.is_available() and len(self._random["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(self._random["cuda"])
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Write what is due at this step."""
@@ -68,6 +100,13 @@ class Checkpoints(pl.Callback):
             if isinstance(counts, dict) and "completed" in counts:
                 counts["completed"] = counts["processed"]
         checkpoint[METADATA_KEY] = {**self.metadata, "run_config": self.run_config}
+        # steps draw from generators of their own; these states are for what layers draw (dropout)
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["random_states"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Take up the random states of a full checkpoint; they are set when the training goes on."""
+        self._random = checkpoint.get("random_states")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``last.ckpt`` at the end, also when the run was told to stop."""
@@ -89,7 +128,8 @@ class Checkpoints(pl.Callback):
         """Write the weights alone, in fp16, by the published names."""
         if trainer.is_global_zero:
             path = self.folder / f"step={trainer.global_step}{self.suffix}"
-            state = {k: v.half() if v.is_floating_point() else v for k, v in pl_module.export_state().items()}
+            with looking(trainer, pl_module):
+                state = pl_module.export_state()
             save_checkpoint(path, state, {**self.metadata, "step": trainer.global_step})
             logger.info("weights of step %d: %s", trainer.global_step, path)
 
@@ -141,12 +181,9 @@ class Sheets(pl.Callback):
         if step == self._done or step % self.every or not trainer.is_global_zero:
             return
         self._done = step
-        pl_module.eval()
-        try:
-            with torch.no_grad(), pl_module.ema_scope():
-                self.draw(pl_module).save(self.folder / f"step={step}.png")
-        finally:
-            pl_module.train()
+        with looking(trainer, pl_module):
+            sheet = self.draw(pl_module)
+        save_image(sheet, self.folder / f"step={step}.png")
 
 
 class StopOnSignal(pl.Callback):

@@ -13,9 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.checkpoint import read_checkpoint
 from ldm.config import instantiate_from_config
+from ldm.data.check import check_identifier
 from ldm.data.datamodule import PairDataModule
 from ldm.data.latent_cache import Encode, cached
 from ldm.data.pair_cache import EncodedPairs
+from ldm.models.build import choose_device
+from ldm.modules.text import encode_words
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,9 @@ def build_data(config: DictConfig, settings: dict[str, Any], model: Any, logs: P
             raise ValueError(f"training.{key} needs pairs (PairDataModule)")
     if isinstance(data, PairDataModule):
         _check_sizes(data, model)
+        identifier = getattr(data.streams["instance"], "identifier", "")
+        for line in check_identifier(identifier, encode_words) if identifier else []:
+            logger.warning(line)
     if settings["cache_latents"]:
         encode = encoder_of(model)
         if isinstance(data, PairDataModule):
@@ -70,8 +76,8 @@ def _check_sizes(data: PairDataModule, model: Any) -> None:
 
 
 def encoder_of(model: Any) -> Encode:
-    """Return the model's first stage as a function of pictures, on the machine's GPU if it has one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the model's first stage as a function of pictures, on this process' GPU if there is one."""
+    device = choose_device()
     stage = model.first_stage_model.to(device).eval()
 
     @torch.no_grad()

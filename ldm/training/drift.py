@@ -28,6 +28,7 @@ from ldm.data import instructions as words
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_images
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.training.callbacks import looking
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +137,8 @@ class DriftMonitor(pl.Callback):
         step = self._done = trainer.global_step
         if not trainer.is_global_zero:
             return
-        module.eval()
-        try:
-            with torch.no_grad(), module.ema_scope():
-                self.rows[step] = self._measure(ImageEditor(module), step)
-        finally:
-            module.train()
+        with looking(trainer, module):
+            self.rows[step] = self._measure(ImageEditor(module), step)
         for log in trainer.loggers:
             log.log_metrics({f"drift/{name}": value for name, value in self.rows[step].items()}, step=step)
 

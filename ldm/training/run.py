@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.checkpoint import read_checkpoint
 from ldm.config import instantiate_from_config, nearest
@@ -48,9 +49,14 @@ DEFAULTS = {
     "drift": None,  # target + params of what measures them
 }
 
+WHOLE_NUMBERS = {  # of them: the least that makes sense
+    **dict.fromkeys(("max_steps", "accumulate", "save_every", "log_every", "devices", "num_nodes"), 1),
+    **dict.fromkeys(("seed", "sheet_every", "validate_every", "drift_every"), 0),
+}
+
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
-    """Return the ``training`` section over its defaults. Raises ValueError for an unknown key."""
+    """Return the ``training`` section over its defaults. Raises ValueError for an unknown key or a wrong value."""
     given = OmegaConf.to_container(config.get("training") or OmegaConf.create(), resolve=True)
     for key in given:
         if key not in DEFAULTS:
@@ -58,9 +64,16 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     settings = {**DEFAULTS, **given}
     if settings["weights_suffix"] not in (".safetensors", ".ckpt"):
         raise ValueError(f"training.weights_suffix is '{settings['weights_suffix']}'; known: .safetensors, .ckpt")
-    for key in ("max_steps", "accumulate", "save_every"):
-        if not isinstance(settings[key], int) or settings[key] < 1:
-            raise ValueError(f"training.{key} is {settings[key]!r}; a whole number from 1 is expected")
+    for key, least in WHOLE_NUMBERS.items():
+        value = settings[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"training.{key} is {value!r}; a whole number from {least} is expected")
+    clip = settings["gradient_clip"]
+    if clip is not None and (isinstance(clip, (bool, str)) or not clip > 0):
+        raise ValueError(f"training.gradient_clip is {clip!r}; a number above 0, or null for none, is expected")
+    kept = settings["keep_at"]
+    if not isinstance(kept, list) or any(type(step) is not int for step in kept):
+        raise ValueError(f"training.keep_at is {kept!r}; a list of steps such as [500, 800] is expected")
     late = [step for step in settings["keep_at"] if not 1 <= step <= settings["max_steps"]]
     if late:
         raise ValueError(f"training.keep_at names step {late[0]}, but the run has steps 1 to {settings['max_steps']}")
@@ -88,12 +101,10 @@ def choose_precision(name: str) -> str:
     return "bf16-mixed" if torch.cpu.get_capabilities().get("avx512_bf16") else "32-true"
 
 
-def new_run_folder(root: Path, name: str) -> Path:
-    """Return ``root/<time>_<name>``, made; raises FileExistsError if it is there already."""
-    folder = root / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}"
+def make_run_folder(folder: Path) -> None:
+    """Make a run's folder; raises FileExistsError if it is there already."""
     for part in ("checkpoints", "images"):
         (folder / part).mkdir(parents=True, exist_ok=part == "images")
-    return folder
 
 
 def finished(run: Path) -> bool:
@@ -114,6 +125,8 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
     precision = choose_precision(settings["precision"])
     _check_together(config, settings, precision)
     last = None
+    # only the first process writes
+    folder = logs / (f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}" if rank_zero_only.rank == 0 else name)
     if resume is not None:
         folder, logs = resume, resume.parent
         last = folder / "checkpoints" / "last.ckpt"
@@ -127,15 +140,12 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
     if torch.cuda.is_available():  # on a CPU, group norm's backward is several times slower in that layout
         model.to(memory_format=torch.channels_last)
     data = build_data(config, settings, model, logs, last)
-    if resume is None:
-        folder = logs / name  # only the first process writes
-        if rank_zero_only.rank == 0:
-            folder = new_run_folder(logs, name)
-            OmegaConf.save(config, folder / "config.yaml")
+    trainer = _trainer(config, settings, folder, precision, data)  # before there is a folder: it may refuse
     if rank_zero_only.rank == 0:
+        if resume is None:
+            make_run_folder(folder)
+            OmegaConf.save(config, folder / "config.yaml")
         set_aside(folder / "metrics")
-    stop = StopOnSignal()
-    trainer = _trainer(config, settings, folder, precision, stop, data)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=None if last is None else str(last), weights_only=False)
     finally:
@@ -146,40 +156,36 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
     return folder if trainer.is_global_zero else None
 
 
-def _trainer(
-    config: DictConfig, settings: dict[str, Any], folder: Path, precision: str, stop: StopOnSignal, data: Any
-) -> pl.Trainer:
-    return pl.Trainer(
-        max_steps=settings["max_steps"],
-        max_epochs=-1,
-        accelerator="auto",
-        devices=settings["devices"],
-        num_nodes=settings["num_nodes"],
-        precision=precision,
-        accumulate_grad_batches=settings["accumulate"],
-        gradient_clip_val=settings["gradient_clip"],
-        logger=_loggers(settings, folder),
-        log_every_n_steps=settings["log_every"],
-        callbacks=_callbacks(config, settings, folder, stop, data),
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
+def _trainer(config: DictConfig, settings: dict[str, Any], folder: Path, precision: str, data: Any) -> pl.Trainer:
+    chosen = {
+        "max_steps": settings["max_steps"],
+        "max_epochs": -1,
+        "accelerator": "auto",
+        "devices": settings["devices"],
+        "num_nodes": settings["num_nodes"],
+        "precision": precision,
+        "accumulate_grad_batches": settings["accumulate"],
+        "gradient_clip_val": settings["gradient_clip"],
+        "logger": _loggers(settings, folder),
+        "log_every_n_steps": settings["log_every"],
+        "callbacks": _callbacks(config, settings, folder, data),
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+    }
+    try:
+        return pl.Trainer(**chosen)
+    except MisconfigurationException as error:  # no ValueError of its own
+        raise ValueError(" ".join(str(error).split())) from error
 
 
-def _callbacks(
-    config: DictConfig, settings: dict[str, Any], folder: Path, stop: StopOnSignal, data: Any
-) -> list[pl.Callback]:
+def _callbacks(config: DictConfig, settings: dict[str, Any], folder: Path, data: Any) -> list[pl.Callback]:
+    """The run's callbacks; what saves comes last, so that it saves what the others measured at that step."""
     keep_at = settings["keep_at"] or [settings["max_steps"]]
     kept = {"keep_at": keep_at, "folder": folder / "checkpoints", "suffix": settings["weights_suffix"]}
     metadata = _metadata(config, settings, data)
-    found: list[pl.Callback] = [
-        Checkpoints(**kept, every=settings["save_every"], metadata=metadata, run_config=_fixed(config)),
-        ProgressBar(refresh_rate=settings["log_every"]),
-        MemoryUsed(),
-        stop,
-    ]
+    found: list[pl.Callback] = [ProgressBar(refresh_rate=settings["log_every"]), MemoryUsed(), StopOnSignal()]
     if settings["validate_every"]:
         found.append(Validation(data, settings["validate_every"]))
     if settings["drift_every"]:
@@ -187,7 +193,8 @@ def _callbacks(
     if settings["sheet_every"]:
         drawer = instantiate_from_config(settings["sheet"])
         found.append(Sheets(folder / "images", settings["sheet_every"], drawer))
-    return found
+    saving = Checkpoints(**kept, every=settings["save_every"], metadata=metadata, run_config=_fixed(config))
+    return [*found, saving]
 
 
 def _metadata(config: DictConfig, settings: dict[str, Any], data: Any) -> dict[str, Any]:
@@ -206,17 +213,21 @@ def _loggers(settings: dict[str, Any], folder: Path) -> list[Any]:
 
 
 def _fixed(config: Any) -> dict[str, Any]:
-    """What of a config may not change between a run's parts: model and data, but for the learning rate's schedule."""
+    """What of a config may not change between a run's parts: model (but for the learning rate's schedule), data, and
+    those settings of the training that change what a step is."""
     plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     params = {k: v for k, v in (plain["model"].get("params") or {}).items() if k != "scheduler_config"}
-    return {"model": {**plain["model"], "params": params}, "data": plain["data"]}
+    settings = {**DEFAULTS, **(plain.get("training") or {})}
+    steps = {key: settings[key] for key in ("seed", "accumulate", "precision", "gradient_clip")}
+    return {"model": {**plain["model"], "params": params}, "data": plain["data"], "training": steps}
 
 
 def _check_unchanged(config: DictConfig, last: Path) -> None:
     """Raise ValueError if a run was begun with another model or other data than its config now says."""
     begun = read_checkpoint(last).metadata.get("run_config")
-    if begun is not None and begun != _fixed(config):
-        other = _first_difference(begun, _fixed(config))
+    now = _fixed(config)
+    if begun is not None and begun != (now := {section: now[section] for section in begun if section in now}):
+        other = _first_difference(begun, now)
         raise ValueError(
             f"the run was begun with another config: {other}; put its config.yaml back, or begin a new run with "
             "model.params.ckpt_path set to what this one kept"
@@ -243,6 +254,9 @@ def _wandb(project: str, folder: Path) -> Any:
 
 def _check_together(config: DictConfig, settings: dict[str, Any], precision: str) -> None:
     """Raise ValueError for settings that exclude each other."""
+    gpus = torch.cuda.device_count()
+    if torch.cuda.is_available() and settings["devices"] > gpus:
+        raise ValueError(f"training.devices is {settings['devices']}, but this machine has {gpus} GPU(s)")
     optimizer = config["model"].get("params", {}).get("optimizer_config") or {}
     fused = bool((optimizer.get("params") or {}).get("fused"))
     if precision == "16-mixed" and fused and settings["gradient_clip"]:

@@ -12,6 +12,7 @@ import torch
 from ldm.data.datamodule import PairDataModule
 from ldm.data.pair_cache import encode_pairs
 from ldm.diffusion.conditioning import Conditioning
+from ldm.training.callbacks import looking
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,8 @@ class Validation(pl.Callback):
         self._done = trainer.global_step
         if not trainer.is_global_zero or not self.streams:
             return
-        module.eval()
-        try:
-            with torch.no_grad():
-                found = {f"val/{name}": self._loss(module, name) for name in self.streams}
-        finally:
-            module.train()
+        with looking(trainer, module):
+            found = {f"val/{name}": self._loss(module, name) for name in self.streams}
         for log in trainer.loggers:
             log.log_metrics(found, step=trainer.global_step)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ldm.data.images import to_tensor
 from ldm.evaluation.spriteworld import draw_edits, figures_of, masks, pictures
+from ldm.models.build import load_model
 from ldm.spriteworld import measures as m
 from ldm.spriteworld.instructions import KINDS
 from ldm.spriteworld.recogniser import load_recogniser
@@ -128,3 +129,18 @@ def test_the_true_answer_counts_as_done_and_a_copy_does_not(kind):
     for name in SUCCESS[kind]:
         assert best[name].mean >= 0.9, name
         assert none[name].mean <= 0.1, name
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "accessory"])
+def test_the_truth_through_the_first_stage_counts_as_done_and_noise_does_not(kind):
+    judges = [load_recogniser(DATA / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    stage = load_model(DATA / "editor.safetensors").first_stage_model
+    edits = draw_edits(16, 8, kind)
+    truth = pictures([e.target for e in edits])
+    with torch.no_grad():
+        back = stage.decode(stage.encode(truth).mode()).clamp(-1, 1)
+    noise = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rebuilt, none = (figures_of(edits, x, *judges) for x in (back, noise))
+    for name in SUCCESS[kind]:
+        assert rebuilt[name].mean >= 0.85, name
+        assert none[name].mean <= 0.2, name

@@ -9,11 +9,13 @@ from ldm.checkpoint import read_checkpoint
 from ldm.config import load_config
 from ldm.data.images import open_rgb, to_tensor
 from ldm.evaluation import subject as subjects
-from ldm.evaluation.spriteworld import draw_edits, editing, masks, pictures
+from ldm.evaluation.spriteworld import draw_edits, editing, first_stage_figures, masks, pictures
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.generator import ImageGenerator, TextSettings
 from ldm.models.build import CONFIGS, load_model
 from ldm.spriteworld import measures as m
 from ldm.spriteworld.recogniser import load_recogniser
+from ldm.spriteworld.scene import ANIMALS
 from ldm.training.run import DEFAULTS, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,22 +93,53 @@ def test_a_subjects_figures_for_one_that_always_answers_right_and_one_that_never
     assert asked[-1][0] == "replace the wolf with a dog"
 
 
-def test_some_steps_from_the_shipped_weights_do_not_break_them(tmp_path, recogniser, swaps):
-    edits, before, *_ = swaps
+def gone_on(name, more, tmp_path):
     overrides = [
-        f"model.params.ckpt_path={DATA / 'editor.safetensors'}",
         "model.params.scheduler_config=null",
         "data.params.train.params.length=64",
         "data.params.batch_size=8",
         "data.params.num_workers=0",
         "training.max_steps=4",
-        "training.cache_latents=false",
         "training.sheet_every=0",
         "training.precision=fp32",
+        *more,
     ]
-    config = load_config(CONFIGS.parent / "spriteworld" / "instruct-pix2pix.yaml", overrides, {"training": DEFAULTS})
-    run = train(config, "go-on", tmp_path)
-    weights = run / "checkpoints" / "step=4.safetensors"
+    config = load_config(CONFIGS.parent / "spriteworld" / f"{name}.yaml", overrides, {"training": DEFAULTS})
+    return train(config, "go-on", tmp_path) / "checkpoints" / "step=4.safetensors"
+
+
+def test_some_steps_from_the_shipped_first_stage_do_not_break_it(editor, tmp_path):
+    weights = gone_on("first-stage", [f"model.params.ckpt_path={DATA / 'first-stage.safetensors'}"], tmp_path)
+    stage = load_model(DATA / "editor.safetensors", vae_ckpt=weights).first_stage_model
+    before, now = (
+        first_stage_figures(lambda x, s=s: s.decode(s.encode(x).mode()), n=16)
+        for s in (editor.model.first_stage_model, stage)
+    )
+    for name in ("animals: inside the mask (dB)", "subjects: inside the mask (dB)"):
+        assert now[name].mean != before[name].mean
+        assert now[name].mean > before[name].mean - 1
+
+
+def test_some_steps_from_the_shipped_text_to_image_do_not_break_it(recogniser, tmp_path):
+    begun = DATA / "text-to-image.safetensors"
+    more = [f"model.params.ckpt_path={begun}", "training.cache_latents=false"]
+    weights = gone_on("text-to-image", more, tmp_path)
+    prompts = [f"a {animal} in the meadow" for animal in ANIMALS for _ in range(4)]
+    wanted = [animal for animal in ANIMALS for _ in range(4)]
+    right = []
+    for path in (begun, weights):
+        maker = ImageGenerator.from_checkpoint(read_checkpoint(path), device="cpu", precision="fp32")
+        chosen = TextSettings.of_checkpoint(read_checkpoint(path).metadata, steps=8)
+        x = to_tensor(maker.generate(prompts, chosen, seeds=range(len(prompts))))
+        right.append(sum(a == b for a, b in zip(recogniser.animals(x), wanted, strict=True)))
+    assert right[0] >= 18  # of 24; four by chance
+    assert right[1] >= right[0] - 3
+
+
+def test_some_steps_from_the_shipped_weights_do_not_break_them(tmp_path, recogniser, swaps):
+    edits, before, *_ = swaps
+    more = [f"model.params.ckpt_path={DATA / 'editor.safetensors'}", "training.cache_latents=false"]
+    weights = gone_on("instruct-pix2pix", more, tmp_path)
     begun, now = (load_model(path, precision="fp32").state_dict() for path in (DATA / "editor.safetensors", weights))
     name = "model.diffusion_model.out.2.weight"
     assert not torch.equal(begun[name], now[name])

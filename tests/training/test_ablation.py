@@ -86,6 +86,30 @@ def test_editors_are_compared_with_the_frozen_one_and_every_seed_leaves_a_table(
     assert run_ablation(ablation, ROOT, tmp_path / "work", tmp_path / "out", "a") == text
 
 
+def test_an_unfinished_training_is_gone_on_with_and_not_measured(tmp_path, monkeypatch):
+    content = {**yaml.safe_load((ROOT / "configs/spriteworld/ablations.yaml").read_text()), "runs": {"default": []}}
+    ablation = read_ablation(write(tmp_path / "a.yaml", content))
+    run = tmp_path / "runs" / "biscuit-1-default" / "2026-01-01T00-00-00_biscuit"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    (run / "config.yaml").write_text("training: {max_steps: 800}")
+    (run / "results.json").write_text('{"step 500": {}}')  # measured too early
+    asked = []
+    monkeypatch.setattr(module, "train", lambda *args, **more: asked.append(more.get("resume")) or run)
+    both = '{"step 500": {}, "step 800": {"a": 1}}'
+    monkeypatch.setattr(module, "compare_subject", lambda *_: (run / "results.json").write_text(both))
+    ends = iter([False, False, False, True])
+    monkeypatch.setattr(module, "finished", lambda _: next(ends))
+    trained = (ablation, "default", [], "biscuit", 1, [], ROOT, tmp_path, ROOT / "data/spriteworld")
+    with pytest.raises(KeyboardInterrupt):
+        module._trained(*trained)
+    assert "step 800" not in (run / "results.json").read_text()
+    assert module._trained(*trained)["step 800"] == {"a": 1}
+    assert asked == [run, run]
+    assert module._trained(*trained)["step 800"] == {"a": 1}  # read, nothing is done
+    assert asked == [run, run]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

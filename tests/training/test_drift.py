@@ -96,6 +96,15 @@ def test_a_run_names_its_best_kept_step_also_when_it_was_stopped(pairs, begun, t
     assert resumed["steps"] == best["steps"]
 
 
+def test_what_is_saved_at_a_step_holds_what_was_measured_there(pairs, begun, tmp_path, monkeypatch):
+    from ldm.training.callbacks import Checkpoints
+
+    monkeypatch.setattr(Checkpoints, "on_train_end", lambda *_: None)  # as if killed right after the step
+    run = train(config(pairs, begun, **{"training.keep_at": "[4]"}), "killed", tmp_path)
+    states = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["callbacks"]
+    assert set(states["DriftMonitor"]["rows"]) == {0, 2, 4}
+
+
 def test_data_that_cannot_be_measured_is_refused(pairs, begun, tmp_path):
     instance = PersonalizedEdit(str(pairs / "training"), class_word="dog", source_word="wolf", size=64)
     where = {"keep_at": [1], "folder": tmp_path, "suffix": ".ckpt"}

@@ -178,8 +178,9 @@ def test_under_torchrun_every_process_ends_well(pairs, tmp_path):
     assert (run / "checkpoints" / "step=1.safetensors").is_file()
 
 
-def test_killed_inside_an_accumulation_and_resumed_it_ends_bit_for_bit_the_same(pairs, tmp_path):
-    more = {"steps": 8, "training.accumulate": 2, "training.save_every": 2}
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 143)])
+def test_ended_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(pairs, tmp_path, number, code):
+    more = {"steps": 8, "training.accumulate": 2, "training.save_every": 2, "model.params.use_ema": True}
     unbroken = launched(command(pairs, tmp_path / "a", **more))
     process = subprocess.Popen(command(pairs, tmp_path / "b", **more), cwd=ROOT, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
@@ -187,8 +188,8 @@ def test_killed_inside_an_accumulation_and_resumed_it_ends_bit_for_bit_the_same(
         if list((tmp_path / "b").glob("*/checkpoints/last.ckpt")):
             break
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, number)
+    assert process.wait() == code
     (run,) = (tmp_path / "b").iterdir()
     again = [sys.executable, str(ROOT / "scripts" / "train.py"), "--resume", str(run), "--threads", "1"]
     assert launched(again) == run
@@ -252,7 +253,7 @@ def test_what_cannot_be_trained_leaves_no_run_folder(pairs, tmp_path):
 def test_told_to_stop_inside_an_accumulation_it_finishes_the_step_and_resumes_exactly(pairs, tmp_path, monkeypatch):
     from ldm.training import run as module
 
-    more = {"steps": 4, "training.accumulate": 2}
+    more = {"steps": 4, "training.accumulate": 2, "model.params.use_ema": True}
     unbroken = train(config(pairs, **more), "unbroken", tmp_path)
     original = module.StopOnSignal.on_train_batch_end
 
@@ -268,3 +269,47 @@ def test_told_to_stop_inside_an_accumulation_it_finishes_the_step_and_resumes_ex
     train(load_config(broken / "config.yaml"), "", tmp_path, resume=broken)
     a, b = weights(unbroken, 4), weights(broken, 4)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+class AveragedSGD(torch.optim.SGD):
+    """As schedule-free optimisers do: the weights to use are others than those to train, and it must be told which."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        self.mode = None
+
+    def _shift(self, by):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(by)
+
+    def eval(self):
+        if self.mode == "train":
+            self._shift(1.0)
+        self.mode = "eval"
+
+    def train(self):
+        if self.mode == "eval":
+            self._shift(-1.0)
+        self.mode = "train"
+
+    def step(self, closure=None):
+        assert self.mode == "train"
+        return super().step(closure)
+
+
+def test_an_optimiser_with_weights_of_its_own_for_use_is_asked_for_them(pairs, begun, tmp_path):
+    optimiser = {"target": f"{__name__}.AveragedSGD", "params": "null"}
+    more = {f"model.params.optimizer_config.{key}": value for key, value in optimiser.items()}
+    more |= {"model.params.ckpt_path": begun, "model.params.learning_rate": 0.0, "training.validate_every": 1}
+    run = train(config(pairs, steps=2, **more), "averaged", tmp_path)
+    before, kept, trained = read_checkpoint(begun).tensors, weights(run, 2), last(run)
+    name = "model.diffusion_model.out.2.weight"
+    assert (kept[name].float() - before[name] - 1).abs().max() < 2e-3  # fp16
+    assert (trained[name] - before[name]).abs().max() < 1e-5
+
+
+def test_an_identifier_of_several_tokens_is_named_before_training(pairs, tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        train(config(pairs, steps=1, **{"dataset.identifier": "my dog rex"}), "tokens", tmp_path)
+    assert "'my dog rex' is 3 tokens" in caplog.text

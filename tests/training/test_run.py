@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import read_checkpoint
-from ldm.config import load_config
+from ldm.config import instantiate_from_config, load_config
 from ldm.models.build import CONFIGS, load_model
 from ldm.training.callbacks import ProgressBar
 from ldm.training.run import choose_precision, settings_of, train
@@ -54,7 +54,13 @@ def losses(run):
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
 
 
-@pytest.mark.parametrize("make", [first_stage_config, editor_config])
+def config_with_dropout(**training):
+    config = editor_config(**training)
+    config.model.params.unet_config.params.dropout = 0.2
+    return config
+
+
+@pytest.mark.parametrize("make", [first_stage_config, editor_config, config_with_dropout])
 def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(make, tmp_path, monkeypatch):
     steps, cut = (6, 3) if make is first_stage_config else (4, 2)
     unbroken = train(make(keep_at=[steps]), "unbroken", tmp_path)
@@ -78,6 +84,27 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(make, tmp_pat
     a, b = weights(unbroken, steps), weights(broken, steps)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def text_to_image_config(**training):
+    config = editor_config(**training)
+    whole = load_config(SPRITEWORLD / "text-to-image.yaml")
+    config.data.params.train = whole.data.params.train
+    config.data.params.train.params.length = 8
+    for name in ("dropout_image", "dropout_both", "change_weight"):
+        del config.model.params[name]
+    config.model.params.conditioning_key = "crossattn"
+    config.model.params.unet_config.params.in_channels //= 2
+    return OmegaConf.merge(config, {"training": {"sheet": None, "edit_defaults": None}})
+
+
+@pytest.mark.parametrize("make", [text_to_image_config, editor_config])
+def test_a_short_training_from_nothing_lowers_the_loss(make, tmp_path):
+    config = make(max_steps=60, save_every=60)
+    run = train(config, "learns", tmp_path)
+    found = losses(run)
+    assert len(found) == 60
+    assert sum(found[-20:]) < 0.7 * sum(found[:20])
 
 
 def test_a_first_stage_learns_and_leaves_a_complete_folder(tmp_path):
@@ -118,9 +145,65 @@ def test_frozen_parts_do_not_move_and_the_others_do(tmp_path):
     assert moved == {"model"}
 
 
-def test_settings_and_precision_errors():
-    with pytest.raises(ValueError, match="did you mean 'max_steps'"):
-        settings_of(OmegaConf.create({"training": {"max_step": 3}}))
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("max_step", 3, "did you mean 'max_steps'"),
+        ("keep_at", 500, r"keep_at is 500; a list of steps"),
+        ("keep_at", None, r"keep_at is None; a list"),
+        ("keep_at", ["a"], r"keep_at is \['a'\]; a list"),
+        ("keep_at", [900], "names step 900, but the run has steps 1 to 800"),
+        ("sheet_every", "x", "sheet_every is 'x'; a whole number from 0"),
+        ("gradient_clip", "x", "gradient_clip is 'x'; a number above 0"),
+        ("gradient_clip", 0, "gradient_clip is 0; a number above 0"),
+        ("devices", 0, "devices is 0; a whole number from 1"),
+        ("devices", -1, "devices is -1; a whole number from 1"),
+    ],
+)
+def test_wrong_settings_are_one_line(key, value, says):
+    with pytest.raises(ValueError, match=says):
+        settings_of(OmegaConf.create({"training": {key: value}}))
+
+
+def test_more_gpus_than_there_are_leave_no_run_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"devices is 5, but this machine has 1 GPU"):
+        train(editor_config(devices=5), "many", tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_what_lightning_refuses_is_one_line_and_leaves_no_run_folder(tmp_path, monkeypatch):
+    from ldm.training import run as module
+
+    def refuse(**chosen):
+        raise module.MisconfigurationException("no such\nmachine")
+
+    monkeypatch.setattr(module.pl, "Trainer", refuse)
+    with pytest.raises(ValueError, match=r"^no such machine$"):
+        train(editor_config(), "refused", tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("name", ["reg_weight", "t_power", "dropout_text", "min_snr_gamma"])
+def test_a_parameter_that_is_no_number_is_named(name):
+    config = editor_config()
+    for value in ("x", -1, True):
+        config.model.params[name] = value
+        with pytest.raises(ValueError, match=rf"model\.params\.{name} is .*; a number from 0"):
+            instantiate_from_config(config.model)
+
+
+def test_a_run_is_not_resumed_with_another_seed_or_accumulation(tmp_path):
+    run = train(editor_config(max_steps=1, keep_at=[1]), "begun", tmp_path)
+    kept = OmegaConf.load(run / "config.yaml")
+    for key, value in (("accumulate", 2), ("seed", 5)):
+        OmegaConf.save(OmegaConf.merge(kept, {"training": {key: value}}), run / "config.yaml")
+        with pytest.raises(ValueError, match=rf"training\.{key} was .*, is {value}"):
+            train(load_config(run / "config.yaml"), "", tmp_path, resume=run)
+
+
+def test_precision_errors():
     with pytest.raises(ValueError, match="unknown precision"):
         choose_precision("fp8")
     if not torch.cuda.is_available():

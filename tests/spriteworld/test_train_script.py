@@ -1,0 +1,73 @@
+"""train_spriteworld.sh: every stage once, in order, gone on with where it stopped."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PYTHON = """#!/usr/bin/env bash
+echo "$*" >> calls
+case "$1" in
+scripts/spriteworld.py)
+  [ "$2" = scale ] && echo 1.25
+  [ "$2" = recogniser ] && touch data/spriteworld/recogniser-grey.safetensors
+  exit 0;;
+esac
+if [ "$2" = --logs ]; then run="$5"; name="${run##*_}"; else name="${@: -1}"; run="logs/spriteworld/1_$name"; fi
+mkdir -p "$run/checkpoints"
+[ "$name" = "${STOP:-}" ] && touch "$run/checkpoints/last.ckpt" && exit 143
+echo "$name" > "$run/checkpoints/step=${name##*-}.safetensors"
+"""
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A fresh checkout, as far as the script sees it, with a stand-in for Python that writes down what it is asked."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/train_spriteworld.sh", tmp_path / "scripts")
+    (tmp_path / "scripts/setup.sh").write_text("")
+    for folder in ("data/spriteworld", "configs/spriteworld", ".venv/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "configs/spriteworld/model.yaml", tmp_path / "configs/spriteworld")
+    (tmp_path / ".venv/bin/python").write_text(PYTHON)
+    (tmp_path / ".venv/bin/python").chmod(0o755)
+    return tmp_path
+
+
+def run(folder, **env):
+    (folder / "calls").unlink(missing_ok=True)
+    command = ["bash", str(folder / "scripts/train_spriteworld.sh")]
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True)
+    return done, (folder / "calls").read_text().splitlines()
+
+
+def test_a_fresh_checkout_trains_everything_in_order_and_a_second_call_nothing(fresh):
+    done, calls = run(fresh)
+    assert done.returncode == 0, done.stderr
+    trained = [call.split()[1] for call in calls if call.startswith("scripts/train.py")]
+    assert trained == [f"configs/spriteworld/{n}.yaml" for n in ("first-stage", "text-to-image", "instruct-pix2pix")]
+    order = [next(i for i, call in enumerate(calls) if word in call) for word in ("first-st", " recog", "text-to")]
+    assert order == sorted(order)
+    assert (fresh / "data/spriteworld/editor.safetensors").read_text().startswith("instruct-pix2pix-")
+    lines = (fresh / "configs/spriteworld/model.yaml").read_text().splitlines()
+    (scale,) = (line for line in lines if "scale_factor" in line)
+    assert scale.split("#")[0].strip() == "scale_factor: 1.25"
+    done, calls = run(fresh)
+    assert done.returncode == 0
+    assert not [call for call in calls if "train.py" in call or "recogniser" in call]
+
+
+def test_a_stopped_stage_is_resumed_and_another_number_of_steps_is_another_run(fresh):
+    steps = {"STEPS_TEXT": "7"}
+    done, _ = run(fresh, STOP="text-to-image-7", **steps)
+    assert done.returncode == 143
+    assert not (fresh / "data/spriteworld/text-to-image.safetensors").exists()
+    done, calls = run(fresh, **steps)
+    assert done.returncode == 0, done.stderr
+    assert "scripts/train.py --logs logs/spriteworld --resume logs/spriteworld/1_text-to-image-7" in calls
+    _, calls = run(fresh, STEPS_TEXT="9")
+    assert [call for call in calls if "train.py configs/spriteworld/text-to-image.yaml training.max_steps=9" in call]
