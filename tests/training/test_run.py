@@ -16,6 +16,7 @@ from ldm.training.callbacks import ProgressBar
 from ldm.training.run import choose_precision, settings_of, train
 
 SPRITEWORLD = CONFIGS.parent / "spriteworld"
+SHIPPED = CONFIGS.parents[1] / "data" / "spriteworld"
 
 
 def first_stage_config(**training):
@@ -101,6 +102,7 @@ def text_to_image_config(**training):
 @pytest.mark.parametrize("make", [text_to_image_config, editor_config])
 def test_a_short_training_from_nothing_lowers_the_loss(make, tmp_path):
     config = make(max_steps=60, save_every=60)
+    config.model.params.first_stage_config.params.ckpt_path = str(SHIPPED / "first-stage.safetensors")
     run = train(config, "learns", tmp_path)
     found = losses(run)
     assert len(found) == 60
@@ -195,7 +197,7 @@ def test_a_parameter_that_is_no_number_is_named(name):
 
 
 def test_a_run_is_not_resumed_with_another_seed_or_accumulation(tmp_path):
-    run = train(editor_config(max_steps=1, keep_at=[1]), "begun", tmp_path)
+    run = train(editor_config(max_steps=2, keep_at=[2]), "begun", tmp_path)
     kept = OmegaConf.load(run / "config.yaml")
     for key, value in (("accumulate", 2), ("seed", 5)):
         OmegaConf.save(OmegaConf.merge(kept, {"training": {key: value}}), run / "config.yaml")
