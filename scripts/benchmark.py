@@ -15,12 +15,16 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
     p.add_argument("what", choices=("edit", "train", "load"))
     p.add_argument("--size", choices=("tiny", "full"), default="tiny")
-    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--threads", type=int, help="CPU threads")
-    p.add_argument("--precision", default="auto", help="load: the precision to load in")
+    p.add_argument("--device", help="edit, train: auto (default), cpu or cuda")
+    p.add_argument("--rounds", type=int, help="edit, train: how often each is timed (default 5)")
+    p.add_argument("--threads", type=int, help="edit, train: CPU threads")
+    p.add_argument("--precision", help="load: the precision to load in (default auto)")
     p.add_argument("--folder", type=Path, help="load: where to put the temporary file (7.7 GB at full size)")
-    return p.parse_args()
+    args = p.parse_args()
+    for name in ("device", "rounds", "threads") if args.what == "load" else ("precision", "folder"):
+        if getattr(args, name) is not None:
+            p.error(f"--{name} has no effect on {args.what}")
+    return args
 
 
 def main() -> int:
@@ -31,22 +35,22 @@ def main() -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = choose_device(args.device)
+    device, rounds = choose_device(args.device or "auto"), 5 if args.rounds is None else args.rounds
     if args.what == "edit":
         from ldm.evaluation.benchmark import benchmark_edit, report
 
-        print(report(benchmark_edit(args.size, device, args.rounds)))
+        print(report(benchmark_edit(args.size, device, rounds)))
         return 0
     if args.what == "train":
         from ldm.evaluation.benchmark import report
         from ldm.evaluation.benchmark_train import benchmark_train
 
-        print(report(benchmark_train(args.size, device, args.rounds)))
+        print(report(benchmark_train(args.size, device, rounds)))
         return 0
     from ldm.evaluation.benchmark_load import benchmark_load
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        precision = choose_precision(args.precision, torch.device("cpu"))
+        precision = choose_precision(args.precision or "auto", torch.device("cpu"))
         found = benchmark_load(args.size, precision, Path(folder))
     for name, value in found.items():
         print(f"{name:<6} {value / 2**30:8.3f} GiB")

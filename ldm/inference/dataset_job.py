@@ -17,7 +17,7 @@ from ldm.config import load_config, nearest
 from ldm.inference.edit_job import find_photos
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.features import named_clip
-from ldm.inference.gates import Gates
+from ldm.inference.gates import NOT_FINITE, Gates
 from ldm.inference.pair_maker import PairMaker
 from ldm.inference.pair_plan import (
     Planned,
@@ -86,12 +86,12 @@ def plan_dataset(args: argparse.Namespace) -> list[Planned]:
         logger.warning("%d source words for %d photos", len(args.source_words), len(photos))
     plan = plan_instance(photos, args.source_words, args.per_photo, args.seed)
     pictures = reg_folders(args.reg_photos, args.source_words)
-    others = photos
-    if args.class_photos and not pictures:
-        others, bad = readable(find_photos(args.class_photos))
-        _report(bad)
+    others = _class_photos(args, photos, pictures)
+    bare = [word for word in args.source_words if word not in pictures]
     if args.num_reg and pictures:
-        plan += plan_regularization(pictures, args.num_reg, args.seed)
+        if bare:
+            logger.info("no --reg-photos of %s: round trips take their place, their share each", ", ".join(bare))
+        plan += plan_regularization(pictures, args.num_reg, args.seed, dict.fromkeys(bare, others))
     elif args.num_reg:
         plan += plan_round_trips(others, args.source_words, args.num_reg, args.seed)
     if args.reg_edits:
@@ -99,6 +99,19 @@ def plan_dataset(args: argparse.Namespace) -> list[Planned]:
         number = FEW_EDITS * len(args.reg_edits) if args.num_reg_edits is None else args.num_reg_edits
         plan += plan_edits(shown, args.reg_edits, number, args.seed)
     return plan
+
+
+def _class_photos(args: argparse.Namespace, photos: list[Path], pictures: dict[str, list[Path]]) -> list[Path]:
+    """The class photos: --class-photos, or else the subject's. Raises ValueError where they would have no effect."""
+    if not args.class_photos:
+        return photos
+    if pictures and all(word in pictures for word in args.source_words):
+        raise ValueError("--class-photos has no effect: every source word has pictures of its own (--reg-photos)")
+    if not args.num_reg and (pictures or not args.reg_edits):
+        raise ValueError("--class-photos has no effect: no regularization pair is made from them (--num-reg 0)")
+    others, bad = readable(find_photos(args.class_photos))
+    _report(bad)
+    return others
 
 
 def make_dataset(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
@@ -118,10 +131,11 @@ def make_dataset(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]
                 "pair %s of %s (%s) was set aside: %s", note["id"], note["folder"], note["photo"], note["set_aside"]
             )
         if not any(pair["folder"] == "training" for pair in manifest["pairs"]):
-            raise ValueError(
-                f"no instance pair passed the gates ({manifest['set_aside'][0]['set_aside']}); try another "
-                "--cfg-text, --cfg-image or source word, and look at one with edit.sh"
-            )
+            reason = manifest["set_aside"][0]["set_aside"]
+            advice = "another --cfg-text, --cfg-image or source word, and look at one with edit.sh"
+            if reason == NOT_FINITE:
+                advice = "--precision fp32 (or bf16 on a newer GPU)"
+            raise ValueError(f"no instance pair passed the gates ({reason}); try {advice}")
     return Path(args.output), manifest
 
 
@@ -148,10 +162,21 @@ def _settings(args: argparse.Namespace, metadata: dict[str, Any]) -> tuple[EditS
     chosen = {**(config.get("settings") or {}), **chosen}
     for key, value in chosen.items():
         own = getattr(EditSettings(), key)
-        if key != "guidance_interval" and not _is_like(value, own):
+        if key == "guidance_interval":
+            chosen[key] = _interval(value)
+        elif not _is_like(value, own):
             raise ValueError(f"settings.{key} is {value!r}; something like {own!r} is expected")
     settings = EditSettings.of_checkpoint(metadata, **chosen)
+    settings.checked()
     return settings, Gates(**(config.get("gates") or {}))
+
+
+def _interval(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2 or not all(_is_like(number, 0.0) for number in value):
+        raise ValueError(f"settings.guidance_interval is {value!r}; two noise levels [low, high] or null are expected")
+    return float(value[0]), float(value[1])
 
 
 def _is_like(value: Any, own: Any) -> bool:

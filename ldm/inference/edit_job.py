@@ -24,6 +24,8 @@ from ldm.inference.sheets import contact_sheet
 
 logger = logging.getLogger(__name__)
 
+LOSSLESS = ("PNG", "BMP", "TIFF")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -68,11 +70,11 @@ def find_photos(patterns: list[str]) -> list[Path]:
         elif path.exists():
             found.append(path)
         else:
-            inside = sorted(Path(p) for p in glob.glob(pattern, recursive=True))
+            inside = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
             if not inside:
                 what = "no picture matches" if any(c in pattern for c in "*?[") else "there is no picture"
                 raise FileNotFoundError(f"{what} '{pattern}'")
-            found += [p for p in inside if p.is_file()]
+            found += inside
     return list(dict.fromkeys(found))
 
 
@@ -99,6 +101,8 @@ def plan_job(
         raise ValueError("the instruction is empty; say what to change, like --edit 'make it night'")
     if num_samples < 1 or batch_size < 1:
         raise ValueError("--num-samples and --batch-size must be at least 1")
+    if batch_size > 1 and (sweep or auto_cfg):
+        raise ValueError("--batch-size has no effect with a sweep or --auto-cfg, which edit one picture at a time")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}; 0 or more is expected")
     for text, image in [(t, i) for t in (sweep or ([], []))[0] for i in sweep[1]]:
@@ -116,8 +120,9 @@ def plan_job(
         outputs = [place / name for name in _names(wanted)]
     for path in {p.parent: p for p in outputs}.values():
         images.check_writable(path)
-    if single_file:
-        images.picture_format(place)
+    kind = images.picture_format(place) if single_file else "PNG"
+    if mask and not sweep and kind not in LOSSLESS:
+        raise ValueError(f"'{place}' would not keep what is outside the mask bit for bit; end its name in .png")
     read = [*photos, *([Path(mask)] if mask else [])]
     if mask and not Path(mask).is_file():
         raise FileNotFoundError(f"mask '{mask}' does not exist")
@@ -166,7 +171,9 @@ def run_job(editor: ImageEditor, job: EditJob, progress: Callable[[], None] | No
             continue
         tasks, photos = batch
         if job.sweep:
-            images.save_image(_sweep_sheet(editor, job, tasks[0], photos[0], mask, progress), tasks[0].output)
+            sheet = _sweep_sheet(editor, job, tasks[0], photos[0], mask, progress)
+            recipe = recipe_of(editor, tasks[0], job).chunks(text_scale=job.sweep[0], image_scale=job.sweep[1])
+            images.save_image(sheet, tasks[0].output, recipe)
         elif job.grid:
             written.append(_edit_by_choice(editor, job, tasks[0], photos[0], mask, progress))
         else:

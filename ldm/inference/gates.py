@@ -11,6 +11,7 @@ from PIL import Image
 LOOK = 32  # pixels of a side at which two pictures are compared: fine texture does not count
 PASSED = ""
 UNLIKE, ANOTHER = "unlike its input (CLIP)", "not what was asked (CLIP)"
+NOT_FINITE = "not finite"
 
 
 @dataclass(frozen=True)

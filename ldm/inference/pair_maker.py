@@ -15,9 +15,9 @@ from PIL import Image
 from ldm.checkpoint import replacing
 from ldm.data import images
 from ldm.data.instructions import REGULARIZATION_TEMPLATES, REVERSE_TEMPLATE, fill
-from ldm.data.pairs import MANIFEST
+from ldm.data.pairs import MANIFEST, SIDES
 from ldm.inference.editor import EditSettings, ImageEditor
-from ldm.inference.gates import ANOTHER, UNLIKE, Gates, Verdict, judge
+from ldm.inference.gates import ANOTHER, NOT_FINITE, UNLIKE, Gates, Verdict, judge
 from ldm.inference.pair_plan import INSTANCE, REGULARIZATION, Planned, picture_hash
 from ldm.inference.sheets import contact_sheet
 
@@ -30,9 +30,9 @@ SHEET = "contact-sheet.png"
 
 @dataclass
 class _Made:
-    """A picture that passed, or the last one that did not, with how it was made."""
+    """A picture that passed, or the last one that did not (None: it was not finite), with how it was made."""
 
-    image: Image.Image
+    image: Image.Image | None
     record: dict[str, Any]
     reason: str
 
@@ -81,7 +81,7 @@ class PairMaker:
         wanted = json.loads(json.dumps(self.key))
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
-            other = [name for name in wanted if found.get(name) != wanted[name]]
+            other = [name for name in {**wanted, **found} if found.get(name, "") != wanted.get(name, "")]
             if other:
                 raise ValueError(
                     f"'{self.output}' holds pairs made with another {', '.join(other)}; choose another --output, "
@@ -106,15 +106,19 @@ class PairMaker:
             raise ValueError(
                 f"'{self.output}' holds {len(more)} more pairs than are asked for; choose another --output or delete it"
             )
-        share = list(plan)[rank::world]
-        missing = [pair for pair in share if self._note(pair) is None]
+        share, there = list(plan)[rank::world], self._pictures()
+        missing = [pair for pair in share if self._note(pair, there) is None]
+        gone = [pair.id for pair in missing if self._note_path(pair).is_file()]
+        if gone:
+            logger.info("a picture of pair %s is gone: made anew, as it was", ", ".join(gone))
         if progress is not None:
             progress(len(share) - len(missing))
         for batch in self._batches(missing):
             self._make(batch)
             if progress is not None:
                 progress(len(batch))
-        notes = [self._note(pair) for pair in plan]
+        there = self._pictures()
+        notes = [self._note(pair, there) for pair in plan]
         if any(note is None for note in notes):
             return None
         return self._finish(notes)
@@ -122,7 +126,13 @@ class PairMaker:
     def _note_path(self, pair: Planned) -> Path:
         return self.output / NOTES / f"{pair.folder}-{pair.id}.json"
 
-    def _note(self, pair: Planned) -> dict[str, Any] | None:
+    def _pictures(self) -> set[tuple[str, str]]:
+        """The pictures that are there for training: (folder, name without its ending)."""
+        files = (path for name in (INSTANCE, REGULARIZATION) for path in (self.output / name).glob("*_[01].*"))
+        return {(path.parent.name, path.stem) for path in files if path.suffix.lower() in images.SUFFIXES}
+
+    def _note(self, pair: Planned, there: set[tuple[str, str]]) -> dict[str, Any] | None:
+        """What is known of a finished pair; None for one that is to be made, also where a picture of it is gone."""
         path = self._note_path(pair)
         if not path.is_file():
             return None
@@ -134,7 +144,8 @@ class PairMaker:
                 f"'{self.output}' was begun from other photos, source words, seeds or sentences (pair {pair.id} of "
                 f"{pair.folder}); choose another --output, or delete it"
             )
-        return note
+        whole = all((pair.folder, f"{pair.id}_{side}") in there for side in SIDES)
+        return note if whole or "set_aside" in note else None
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
@@ -193,7 +204,8 @@ class PairMaker:
                 group = [i for i in todo if scales[i] == (text, image)]
                 settings = replace(self.settings, text_scale=text, image_scale=image)
                 chosen = [seeds[i] + 10_000_000 * attempt for i in group]
-                results = self.editor.edit([photos[i] for i in group], [sentences[i] for i in group], settings, chosen)
+                each = [photos[i] for i in group], [sentences[i] for i in group], chosen
+                results = self._results(*each, settings)
                 for i, seed, result in zip(group, chosen, results, strict=True):
                     verdict = self._judged(photos[i], result, words[i])
                     record = {
@@ -213,7 +225,22 @@ class PairMaker:
                 break
         return [made for made in done if made is not None]
 
-    def _judged(self, before: Image.Image, after: Image.Image, words: tuple[str, str] | None) -> Verdict:
+    def _results(
+        self, photos: list[Image.Image], sentences: list[str], seeds: list[int], settings: EditSettings
+    ) -> list[Image.Image | None]:
+        """Edit pictures together; where that is not finite, one by one, with None for each that is not."""
+        try:
+            return self.editor.edit(photos, sentences, settings, seeds)
+        except FloatingPointError as error:
+            if len(photos) == 1:
+                logger.warning("“%s”, seed %d: %s", sentences[0], seeds[0], error)
+                return [None]
+        alone = [self._results([p], [t], [k], settings) for p, t, k in zip(photos, sentences, seeds, strict=True)]
+        return [result for results in alone for result in results]
+
+    def _judged(self, before: Image.Image, after: Image.Image | None, words: tuple[str, str] | None) -> Verdict:
+        if after is None:
+            return Verdict(NOT_FINITE)
         if words is None:
             return judge(before, after, replace(self.gates, destroyed=1.0))
         return judge(before, after, self.gates, self.clip, words)
@@ -245,8 +272,12 @@ class PairMaker:
             folder = self.output / pair.folder
             folder.mkdir(parents=True, exist_ok=True)
             as_taken = {"reverse": "1", "forward": "0", "edit": "0"}.get(pair.direction)
-            if as_taken is not None:
-                _copy(pair.photo, folder / f"{pair.id}_{as_taken}{_ending(pair.photo)}")
+            ending = None if as_taken is None else _ending(pair.photo)
+            if ending:
+                _copy(pair.photo, folder / f"{pair.id}_{as_taken}{ending}")
+            elif as_taken is not None:
+                images.save_image(images.open_rgb(pair.photo), folder / f"{pair.id}_{as_taken}.png")
+                note["photo_saved_as"] = "PNG: training does not read the photo's own format"
             made = {"reverse": "0", "forward": "1", "edit": "1", "round trip": "0"}[pair.direction]
             images.save_image(first.image, folder / f"{pair.id}_{made}.png")
             if second is not None:
@@ -278,26 +309,30 @@ def small(photo: Image.Image, resolution: int) -> Image.Image:
 
 
 def sheet_of(output: Path, notes: list[dict[str, Any]], limit: int = 32, columns: int = 4) -> Image.Image | None:
-    """Return a sheet of pairs, input and edited side by side, several to a row; None for no pairs."""
+    """Return a sheet of pairs, input and edited side by side, several to a row; None for no pairs.
+
+    A picture that is gone leaves a hole.
+    """
     if not notes:
         return None
     rows: list[list[Image.Image | None]] = []
     for k, note in enumerate(notes[:limit]):
         if k % columns == 0:
             rows.append([])
-        sides = [next((output / note["folder"]).glob(f"{note['id']}_{side}.*")) for side in "01"]
-        rows[-1] += [images.open_rgb(path) for path in sides]
+        sides = [next((output / note["folder"]).glob(f"{note['id']}_{side}.*"), None) for side in SIDES]
+        rows[-1] += [None if path is None else images.open_rgb(path) for path in sides]
     shown = f"the first {limit} of {len(notes)}" if len(notes) > limit else f"{len(notes)}"
     title = f"{shown} pairs of {notes[0]['folder']}/: input, edited"
     return contact_sheet(rows, column_labels=["input", "edited"] * columns, title=title, cell=128)
 
 
-def _ending(path: Path) -> str:
-    """The photo's own ending, or its format's where the ending is none that training looks for."""
+def _ending(path: Path) -> str | None:
+    """The photo's own ending, or its format's where the ending is none that training looks for; None if neither is."""
     if path.suffix.lower() in images.SUFFIXES:
         return path.suffix.lower()
     with Image.open(path) as image:
-        return f".{image.format.lower()}"
+        ending = f".{image.format.lower()}"
+    return ending if ending in images.SUFFIXES else None
 
 
 def _copy(source: Path, target: Path) -> None:

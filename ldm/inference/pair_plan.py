@@ -47,6 +47,8 @@ def check_words(class_word: str, source_words: Sequence[str]) -> None:
 
 def readable(photos: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Return the photos that can be read, and a line for each that cannot. Raises ValueError if none can."""
+    if not photos:
+        raise ValueError("there is no picture to read; name photos, or a folder of them")
     good, bad = [], []
     for path in photos:
         try:
@@ -72,15 +74,25 @@ def plan_instance(photos: Sequence[Path], source_words: Sequence[str], per_photo
     ]
 
 
-def plan_regularization(pictures: Mapping[str, Sequence[Path]], number: int, seed: int) -> list[Planned]:
+def plan_regularization(
+    pictures: Mapping[str, Sequence[Path]],
+    number: int,
+    seed: int,
+    round_trips: Mapping[str, Sequence[Path]] | None = None,
+) -> list[Planned]:
     """Return ``number`` forward pairs from pictures of each source word's class: the classes in turn, then their
-    pictures, each time with another seed."""
-    words = list(pictures)
-    plan = []
+    pictures, each time with another seed.
+
+    round_trips: source words that have no such pictures, with the class photos whose round trips take their turns.
+    """
+    shown = {**pictures, **(round_trips or {})}
+    words, plan = list(shown), []
     for i in range(number):
         turn, which = divmod(i, len(words))
-        photo = pictures[words[which]][turn % len(pictures[words[which]])]
-        plan.append(Planned(REGULARIZATION, f"{i:04d}", photo, "forward", words[which], seed + 100_000 + i))
+        word = words[which]
+        photo = shown[word][turn % len(shown[word])]
+        direction = "forward" if word in pictures else "round trip"
+        plan.append(Planned(REGULARIZATION, f"{i:04d}", photo, direction, word, seed + 100_000 + i))
     return plan
 
 

@@ -40,9 +40,9 @@ class Recipe:
     keep_size: bool = True
     mask: str = ""
 
-    def chunks(self) -> dict[str, str]:
-        """Return the PNG text entries."""
-        return {KEY: json.dumps(asdict(self), ensure_ascii=False)}
+    def chunks(self, **instead: Any) -> dict[str, str]:
+        """Return the PNG text entries. instead: what a sheet has in place of single values, like a list of scales."""
+        return {KEY: json.dumps({**asdict(self), **instead}, ensure_ascii=False)}
 
 
 def told_of(config: Any) -> str:

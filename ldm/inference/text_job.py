@@ -31,6 +31,12 @@ def make_pictures(args: argparse.Namespace) -> list[Path]:
     """
     if args.num_samples < 1 or args.batch_size < 1:
         raise ValueError("--num-samples and --batch-size must be at least 1")
+    if args.class_images and (len(args.prompt) > 1 or args.num_samples > 1):
+        what = f"{len(args.prompt)} prompts" if len(args.prompt) > 1 else f"--num-samples {args.num_samples}"
+        raise ValueError(
+            f"--class-images fills a folder with pictures of one --prompt, by a number of its own; {what} "
+            "would have no effect"
+        )
     if not 0 <= args.seed < 2**62:
         raise ValueError(f"--seed is {args.seed}; 0 or more is expected")
     checkpoint = read_checkpoint(args.ckpt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,25 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device by name; "auto" is the GPU where there is one. Raises ValueError if it is not there."""
+    """Return the device by name; "auto" is this process' GPU if there is one. Raises ValueError if it is not there."""
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device '{name}'; known: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but this PyTorch sees no GPU; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return local_device() if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
+
+
+def local_device() -> torch.device:
+    """Return the GPU of this process: by the local rank that torchrun or SLURM gave it, the first one alone.
+
+    A rank beyond the GPUs that this process sees (each may see only its own) counts from the first again.
+    Raises ValueError for a rank that is no number.
+    """
+    name = next((name for name in ("LOCAL_RANK", "SLURM_LOCALID") if os.environ.get(name)), None)
+    rank = os.environ[name] if name else "0"
+    if not rank.isdecimal():
+        raise ValueError(f"{name}={rank} in the environment is no number of a process; 0, 1, 2 ... is expected")
+    return torch.device("cuda", int(rank) % max(1, torch.cuda.device_count()))
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -78,6 +92,7 @@ def config_for(checkpoint: Checkpoint) -> Any:
             raise ValueError(f"the config inside '{checkpoint.path}' is no mapping; name one (--config)")
         _check_carried(carried)
         return OmegaConf.create(carried)
+    _check_more_than_first_stage(checkpoint)
     first = checkpoint.tensors.get(f"{UNET}input_blocks.0.0.weight")
     names = {4: "v1-inference.yaml", 8: "v1-edit.yaml"}
     if first is None or first.ndim != 4 or first.shape[1] not in names:
@@ -85,10 +100,30 @@ def config_for(checkpoint: Checkpoint) -> Any:
     return load_config(CONFIGS / names[first.shape[1]])
 
 
+_FIRST_STAGES = {"ldm.models.autoencoder.AutoencoderKL", "ldm.models.vq.VQModel"}
+
+
+def _check_more_than_first_stage(checkpoint: Checkpoint) -> None:
+    if checkpoint.tensors and all(name.startswith(FIRST_STAGE) for name in checkpoint.tensors):
+        raise ValueError(
+            f"'{checkpoint.path}' is a first stage alone, no model to edit or generate with; give it as --vae-ckpt "
+            "beside a whole model"
+        )
+
+
+def _check_whole(checkpoint: Checkpoint, node: Any) -> None:
+    """Refuse (ValueError) a first stage by itself, be it the checkpoint or what the config builds."""
+    _check_more_than_first_stage(checkpoint)
+    if isinstance(node, Mapping) and resolve_alias(node.get("target", "")) in _FIRST_STAGES:
+        raise ValueError(
+            "the config builds a first stage alone, no model to edit or generate with; name that of the whole model "
+            f"in '{checkpoint.path}' (--config)"
+        )
+
+
 _MODEL_CLASSES = {
+    *_FIRST_STAGES,
     "ldm.models.latent_diffusion.LatentDiffusion",
-    "ldm.models.autoencoder.AutoencoderKL",
-    "ldm.models.vq.VQModel",
     "ldm.modules.unet.UNetModel",
     "ldm.modules.text.FrozenCLIPEmbedder",
 }
@@ -156,6 +191,7 @@ def load_model(
     config = config_for(checkpoint) if config is None else config
     if "model" not in config:
         raise ValueError(f"the config has no 'model' section; its keys: {', '.join(map(str, config))}")
+    _check_whole(checkpoint, config["model"])
     with torch.device("meta"):
         model = instantiate_from_config(without_checkpoints(config["model"]), use_ema=False)
     report = model.load_checkpoint(checkpoint, weights, dtype_of(precision))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,14 @@ import torch
 
 from ldm.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, write_safetensors
 from ldm.diffusers_format import FIRST_STAGE, TEXT, UNET, to_diffusers
+from ldm.diffusion.conditioning import Conditioning
 from ldm.models.build import config_for, load_model
 from ldm.modules.text import CLIP_VIT_L_14
 
 PARTS = (UNET, FIRST_STAGE, TEXT)
+KEPT = ("recipe", "edit_defaults", "text_defaults", "step")
+APART = 0.05  # of an output's size: what fp16 weights change stays far below, other weights far above
+LATENT = 32  # positions of a side at which the two are compared
 
 
 def export(source: str | Path, output: str | Path, weights: str = "auto") -> Path:
@@ -21,7 +29,9 @@ def export(source: str | Path, output: str | Path, weights: str = "auto") -> Pat
 
     weights: raw, ema or auto, see ``load_model``. The file carries the config and the recipe; the folder's weights are
     fp16 (the first stage fp32, which overflows otherwise) and it has no tokenizer: take CLIP's own.
-    Raises FileNotFoundError or ValueError for what cannot be read, exists already, or has no diffusers form.
+    What was written is loaded again, and must compute what the checkpoint's model does.
+    Raises FileNotFoundError or ValueError for what cannot be read, exists already, has no diffusers form, or computes
+    something else; nothing is left behind then.
     """
     checkpoint, output = read_checkpoint(source), Path(output)
     if output.exists():
@@ -33,54 +43,116 @@ def export(source: str | Path, output: str | Path, weights: str = "auto") -> Pat
     return _as_folder(checkpoint, output, weights)
 
 
-def _published(checkpoint: Checkpoint, weights: str) -> dict[str, torch.Tensor]:
-    """The chosen copy of the weights by their published names, from the model that they make."""
-    model = load_model(checkpoint, weights=weights)
+@contextmanager
+def _unfinished(output: Path) -> Iterator[Path]:
+    """Give a name beside the output; what was written there becomes the output if the block ends without an error, and
+    is removed otherwise."""
+    temporary = output.with_name(f".tmp-{os.getpid()}-{output.name}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        temporary.rename(output)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def _published(model: Any) -> dict[str, torch.Tensor]:
+    """The model's weights by their published names."""
     state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(PARTS)}
     return {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
 
 
+@torch.no_grad()
+def _outputs(model: Any) -> dict[str, torch.Tensor]:
+    """What each part computes from fixed noise: a latent of a picture, one denoising, a picture of a latent."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, model.latent_channels, LATENT, LATENT, generator=generator)
+    side = LATENT * model.first_stage_model.downsampling
+    latent = model.picture_condition(torch.rand(1, 3, side, side, generator=generator) * 2 - 1)
+    states = model.get_learned_conditioning(["replace the wolf with a sks dog"])
+    conditioning = Conditioning(states, latent if model.has_picture_input else None)
+    t = torch.tensor([len(model.schedule) // 2])
+    return {
+        "first stage's latent": latent,
+        "UNet's prediction": model.apply_model(z, t, conditioning),
+        "first stage's picture": model.decode_first_stage(z),
+    }
+
+
+def _check_same(wanted: dict[str, torch.Tensor], model: Any, source: Path) -> None:
+    """Raise ValueError unless a model computes what was computed before, up to the rounding of its weights."""
+    for name, found in _outputs(model).items():
+        if not wanted[name].isfinite().all():
+            raise ValueError(f"the {name} is not finite in '{source}' itself; it is not exported")
+        apart, size = (found - wanted[name]).norm().item(), wanted[name].norm().item()
+        if not apart <= APART * size:
+            raise ValueError(
+                f"what was exported is not what '{source}' holds: the {name} is {apart / max(size, 1e-12):.0%} apart; "
+                "it was removed"
+            )
+
+
 def _as_file(checkpoint: Checkpoint, output: Path, weights: str) -> Path:
     config = config_for(checkpoint)
-    state = {name: _half(tensor) for name, tensor in _published(checkpoint, weights).items()}
-    kept = {k: v for k, v in checkpoint.metadata.items() if k in ("recipe", "edit_defaults", "step")}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(output, state, {**kept, "config": _plain(config)})
+    model = load_model(checkpoint, weights=weights)
+    wanted = _outputs(model)
+    state = {name: _half(tensor) for name, tensor in _published(model).items()}
+    del model
+    kept = {key: value for key, value in checkpoint.metadata.items() if key in KEPT}
+    with _unfinished(output) as temporary:
+        save_checkpoint(temporary, state, {**kept, "config": _plain(config)})
+        del state
+        _check_same(wanted, load_model(temporary), checkpoint.path)
     return output
 
 
 def _as_folder(checkpoint: Checkpoint, output: Path, weights: str) -> Path:
-    params = _plain(config_for(checkpoint))["model"]["params"]
-    state = to_diffusers(_published(checkpoint, weights))
+    config = config_for(checkpoint)
+    params = _plain(config)["model"]["params"]
+    model = load_model(checkpoint, weights=weights)
+    wanted = _outputs(model)
+    state = to_diffusers(_published(model))
+    del model
     described = {
         "unet": _unet_config(params["unet_config"]["params"]),
         "vae": _vae_config(params["first_stage_config"]["params"], params.get("scale_factor", 0.18215)),
         "text_encoder": _text_config(params["cond_stage_config"].get("params") or {}),
         "scheduler": _scheduler_config(params),
+        "model_index": _index(params),
     }
-    temporary = output.with_name(f".{output.name}.tmp")
+    with _unfinished(output) as temporary:
+        _write_folder(temporary, state, described)
+        del state
+        _check_same(wanted, load_model(temporary, config), checkpoint.path)
+    return output
+
+
+def _write_folder(folder: Path, state: dict[str, dict[str, torch.Tensor]], described: dict[str, Any]) -> None:
     for part, tensors in state.items():
-        (temporary / part).mkdir(parents=True, exist_ok=True)
+        (folder / part).mkdir(parents=True, exist_ok=True)
         name = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
         kept = tensors if part == "vae" else {k: _half(v) for k, v in tensors.items()}
-        write_safetensors({k: v.contiguous() for k, v in kept.items()}, temporary / part / name)
-    for part, config in described.items():
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        (temporary / part).mkdir(parents=True, exist_ok=True)
-        (temporary / part / name).write_text(json.dumps(config, indent=2))
+        write_safetensors({k: v.contiguous() for k, v in kept.items()}, folder / part / name)
+    names = {"scheduler": "scheduler/scheduler_config.json", "model_index": "model_index.json"}
+    for part, content in described.items():
+        path = folder / names.get(part, f"{part}/config.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2))
+
+
+def _index(params: dict[str, Any]) -> dict[str, Any]:
     pipeline = "StableDiffusionInstructPix2PixPipeline"
     if params.get("conditioning_key") != "hybrid":
         pipeline = "StableDiffusionPipeline"
-    index = {
+    return {
         "_class_name": pipeline,
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"],
     }
-    (temporary / "model_index.json").write_text(json.dumps(index, indent=2))
-    temporary.rename(output)
-    return output
 
 
 def _unet_config(p: dict[str, Any]) -> dict[str, Any]:

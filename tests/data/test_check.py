@@ -92,3 +92,40 @@ def test_the_report_counts_errors_and_draws_what_training_sees(folder):
     assert Image.open(folder.parent / "training-view.png").width > 6 * 128
     (folder / "0_1.png").unlink()
     assert check_dataset(args)[1] > 0
+
+
+@pytest.fixture
+def asked(folder):
+    """Return the lines and errors of a folder looked over without any flag."""
+
+    def check(path, **given):
+        plain = {"identifier": "sks", "class_word": None, "source_word": None, "size": 64, "sheet": None}
+        return check_dataset(argparse.Namespace(folder=path, **{**plain, **given}))
+
+    return check
+
+
+def test_pairs_without_a_manifest_are_looked_over_and_the_flags_are_named(folder, asked):
+    """As the original repositories have them: one folder, no words."""
+    Image.open(folder / "4_0.png").resize((40, 40)).save(folder / "4_0.png")
+    lines, errors = asked(folder)
+    assert errors == 0
+    assert any("'4_0.png' is only 40 x 40" in line for line in lines)
+    (line,) = [line for line in lines if "no manifest" in line]
+    assert line.endswith("give --class-word and --source-word")
+    assert Image.open(folder / "training-view.png").width > 6 * 128
+    lines, _ = asked(folder, class_word="dog")
+    assert [line.endswith("give --source-word") for line in lines if "no manifest" in line] == [True]
+    lines, _ = asked(folder, class_word="dog", source_word="wolf")
+    assert not [line for line in lines if "no manifest" in line]
+
+
+def test_an_empty_folder_is_an_error_of_its_own_and_the_other_is_looked_over(folder, asked):
+    (folder.parent / "regularization").mkdir()
+    lines, errors = asked(folder.parent, class_word="dog", source_word="wolf")
+    assert errors == 1
+    assert any("training: 6 pairs" in line for line in lines)
+    assert any(line.startswith("  error:") and "holds no pairs" in line for line in lines)
+    assert (folder.parent / "training-view.png").is_file()
+    with pytest.raises(FileNotFoundError, match="gone"):
+        asked(folder / "gone")

@@ -87,3 +87,9 @@ def test_scales_out_of_range_are_refused_before_any_work(tmp_path):
     wolf = str(ROOT / "data/spriteworld/pictures/wolf/02.png")
     with pytest.raises(ValueError, match="text_scale is 400"):
         plan_job([wolf], ["make it night"], str(tmp_path), SETTINGS, 1, sweep=([400.0], [1.0]), auto_cfg=True)
+
+
+def test_batches_of_chosen_scales_are_refused(tmp_path):
+    wolf = str(ROOT / "data/spriteworld/pictures/wolf/02.png")
+    with pytest.raises(ValueError, match="--batch-size has no effect"):
+        plan_job([wolf], ["make it night"], str(tmp_path), SETTINGS, 1, batch_size=2, auto_cfg=True)

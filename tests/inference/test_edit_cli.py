@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.checkpoint import save_checkpoint
+from ldm.inference.recipe import read_recipe
 from tests.conftest import build_tiny, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +118,24 @@ def test_mask_and_sweep(edit, tmp_path):
     code, out, _ = edit(*common, *sweep, "--output", tmp_path / "sheet.png")
     assert (code, out.split()) == (0, [str(tmp_path / "sheet.png")])
     assert pixels(tmp_path / "sheet.png").shape[1] > 4 * 256
+
+
+def test_what_the_checkpoint_recommends_holds_until_a_flag_says_otherwise(edit, tmp_path, tiny_model):
+    own = {"spacing": "karras", "negative": "grey", "keep_size": False}
+    said = {"config": tiny_config(), "edit_defaults": own}
+    save_checkpoint(tmp_path / "own.safetensors", tiny_model.state_dict(), said)
+    common = ("--input", photo(tmp_path / "a.png", 90, 50), "--edit", "go", "--output")
+    assert edit(*common, tmp_path / "x.png", ckpt=tmp_path / "own.safetensors")[0] == 0
+    recipe = read_recipe(tmp_path / "x.png")
+    assert {name: recipe[name] for name in own} == own
+    assert pixels(tmp_path / "x.png").shape == (64, 96, 3)
+    chosen = ("--spacing", "uniform", "--negative", "", "--keep-size", "true")
+    assert edit(*common, tmp_path / "y.png", *chosen, ckpt=tmp_path / "own.safetensors")[0] == 0
+    assert edit(*common, tmp_path / "z.png")[0] == 0  # nothing recommended, nothing chosen
+    for name in ("y.png", "z.png"):
+        recipe = read_recipe(tmp_path / name)
+        assert [recipe[name] for name in own] == ["uniform", "", True]
+        assert pixels(tmp_path / name).shape == (50, 90, 3)
 
 
 def flags(recipe: dict) -> list[str]:

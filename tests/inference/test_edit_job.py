@@ -81,6 +81,8 @@ def test_files_folders_and_globs_are_found_once_and_sorted(tmp_path):
     (tmp_path / "hollow").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no pictures"):
         find_photos([str(tmp_path / "hollow")])
+    with pytest.raises(FileNotFoundError, match="no picture matches"):  # it matches a folder
+        find_photos([f"{tmp_path}/hol*"])
 
 
 def test_a_folder_with_a_pictures_name_is_no_picture(tmp_path):
@@ -178,6 +180,9 @@ WRONG_PLANS = {
     "image scale": ({"image_scale": float("nan")}, "image_scale"),
     "interval": ({"guidance_interval": (5.0, 1.0)}, "interval"),
     "sweep": ({"sweep": ([5.0, 1000.0], [1.5])}, "text_scale is 1000"),
+    "sweep in batches": ({"sweep": ([5.0], [1.5]), "batch_size": 2}, "--batch-size has no effect"),
+    "mask into a JPEG": ({"output": "x.jpg", "mask": "mask.png"}, "bit for bit"),
+    "mask into a WebP": ({"output": "x.webp", "mask": "mask.png"}, "bit for bit"),
 }
 
 
@@ -468,6 +473,18 @@ def test_a_sweep_gives_one_sheet_over_all_scales(tmp_path, editor):
             settings = replace(FAST, text_scale=text, image_scale=image)
             assert shown(editor.edit(picture(64, 64), "make it night", settings, [3])[0]), (text, image)
     assert not shown(editor.edit(picture(64, 64), "make it night", replace(FAST, text_scale=20.0), [3])[0])
+
+
+def test_a_sweeps_sheet_carries_its_recipe_with_all_scales_and_may_be_a_jpeg(tmp_path, editor):
+    source = str(photo(tmp_path / "a.png", 64, 64))
+    rectangle(64, 64, (5, 5, 30, 30)).save(tmp_path / "mask.png")
+    sweep, mask = ([1.0, 7.5], [1.5]), str(tmp_path / "mask.png")
+    for name in ("x.png", "x.jpg"):
+        written, _ = run_job(editor, plan_job([source], ["go"], str(tmp_path / name), FAST, 3, 1, sweep, mask))
+        assert written == [tmp_path / name]
+    recipe = read_recipe(tmp_path / "x.png")
+    assert (recipe["text_scale"], recipe["image_scale"]) == ([1.0, 7.5], [1.5])
+    assert (recipe["instruction"], recipe["seed"], recipe["steps"], recipe["mask"]) == ("go", 3, 2, "mask.png")
 
 
 # Recipes

@@ -136,6 +136,16 @@ def test_a_job_writes_pictures_with_their_recipes_and_a_sheet(ckpt, tmp_path):
         make_pictures(arguments(ckpt, tmp_path / "one.png"))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"prompt": ["a dog"], "num_samples": 2}, "--num-samples 2"), ({"num_samples": 1}, "2 prompts")],
+)
+def test_class_pictures_of_several_prompts_or_samples_are_refused(ckpt, tmp_path, given, said):
+    with pytest.raises(ValueError, match=f"one --prompt.*{said} would have no effect"):
+        make_pictures(arguments(ckpt, tmp_path / "out", class_images=2, **given))
+    assert not (tmp_path / "out").exists()
+
+
 def test_class_pictures_go_on_where_they_were_with_the_same_pictures(model, tmp_path):
     generator = ImageGenerator(model)
     settings = TextSettings(steps=2, width=32, height=32)

@@ -26,7 +26,7 @@ from ldm.data.personalized_edit import PersonalizedEdit
 from ldm.inference import dataset_job
 from ldm.inference.editor import EditSettings
 from ldm.inference.gates import Gates
-from ldm.inference.pair_maker import PairMaker, small
+from ldm.inference.pair_maker import PairMaker, sheet_of, small
 from ldm.inference.pair_plan import (
     check_words,
     plan_edits,
@@ -70,6 +70,8 @@ class FakeEditor:
             return photo.copy()
         if fault == "destroyed":
             return ImageOps.invert(photo)
+        if fault == "not finite":
+            raise FloatingPointError("the edit is not finite in fp16")
         told = repr((instruction, seed, settings.text_scale, settings.image_scale))
         edited, (w, h) = photo.copy(), photo.size
         ImageDraw.Draw(edited).rectangle(
@@ -154,6 +156,21 @@ def test_round_trips_give_every_photo_every_source_word(photos):
     assert not {p.seed for p in plan} & {p.seed for p in plan_instance(photos, ["wolf", "fox"], 1, 0)}
 
 
+def test_words_without_pictures_take_their_turns_by_round_trips(photos):
+    """More pairs go on from fewer: what is planned stays as it is."""
+    plan = plan_regularization({"fox": photos[1:]}, 6, 0, {"wolf": photos[:1], "cat": photos})
+    assert [(p.source_word, p.direction, p.photo.stem) for p in plan] == [
+        ("fox", "forward", "b"),
+        ("wolf", "round trip", "a"),
+        ("cat", "round trip", "a"),
+        ("fox", "forward", "c"),
+        ("wolf", "round trip", "a"),
+        ("cat", "round trip", "b"),
+    ]
+    assert len({p.id for p in plan}) == len({p.seed for p in plan}) == 6
+    assert plan_regularization({"fox": photos[1:]}, 9, 0, {"wolf": photos[:1], "cat": photos})[:6] == plan
+
+
 @pytest.mark.parametrize(
     ("class_word", "source_words", "said"),
     [
@@ -185,6 +202,8 @@ def test_unreadable_pictures_are_left_out_by_name(photos, tmp_path):
     assert ["broken.png" in bad[0], "cut.png" in bad[1], len(bad)] == [True, True, 2]
     with pytest.raises(ValueError, match=r"none of the 2 pictures .*broken\.png"):
         readable([broken, cut])
+    with pytest.raises(ValueError, match="no picture to read"):
+        readable([])
 
 
 def test_a_picture_too_narrow_to_edit_is_left_out_by_name_too(photos, tmp_path):
@@ -297,6 +316,20 @@ def test_a_photo_whose_ending_is_unusual_still_makes_a_pair(tmp_path):
     assert pair.edited.read_bytes() == source.read_bytes()
 
 
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_a_photo_of_a_format_that_training_does_not_read_becomes_a_png_and_the_note_says_so(tmp_path, direction):
+    source = photo(tmp_path / "a.ppm", 1)
+    plan = plan_instance([source], ["wolf"], 1, 0)
+    if direction == "forward":
+        plan = plan_regularization({"wolf": [source]}, 1, 0)
+    (note,) = maker(tmp_path / "out").run(plan)["pairs"]
+    (pair,) = find_pairs(tmp_path / "out" / plan[0].folder)
+    taken = pair.edited if direction == "reverse" else pair.input
+    assert taken.suffix == ".png"
+    assert np.array_equal(pixels(taken), pixels(source))
+    assert "PNG" in note["photo_saved_as"]
+
+
 def test_batches_hold_pictures_of_one_size_and_change_nothing(tmp_path, photos):
     mixed = [*photos, photo(tmp_path / "photos" / "d.png", 4, (40, 40)), photo(tmp_path / "photos" / "e.png", 5)]
     made = {}
@@ -375,6 +408,29 @@ def test_a_round_trip_that_fails_on_its_way_out_is_not_tried_back(tmp_path, phot
     assert "replace the wolf with a dog" not in {text for text, *_ in editor.calls}
 
 
+def test_a_picture_that_is_not_finite_is_tried_again_and_stops_no_other(tmp_path, photos):
+    def spoil(text, seed, settings):
+        return "not finite" if seed % 10_000_000 == 1 or seed == 2 else ""
+
+    plan, made = plan_instance(photos, ["wolf"], 1, 0), {}
+    for batch_size in (1, 3):
+        manifest = maker(tmp_path / f"out{batch_size}", FakeEditor(spoil), batch_size=batch_size).run(plan)
+        assert [(int(p["id"]), p["set_aside"]) for p in manifest["set_aside"]] == [(1, "not finite")]
+        assert [(int(p["id"]), p["made"][0]["attempt"]) for p in manifest["pairs"]] == [(0, 1), (2, 2)]
+        made[batch_size] = files(tmp_path / f"out{batch_size}")
+    assert made[1] == made[3]
+    again = FakeEditor()
+    assert maker(tmp_path / "out3", again).run(plan) == manifest
+    assert again.calls == []  # it stays set aside
+
+
+def test_a_round_trip_that_is_not_finite_on_its_way_back_is_set_aside(tmp_path, photos):
+    editor = FakeEditor(lambda text, *_: "not finite" if "with a dog" in text else "")
+    manifest = maker(tmp_path / "out", editor, batch_size=2).run(plan_round_trips(photos, ["wolf"], 2, 0))
+    assert [p["set_aside"] for p in manifest["set_aside"]] == ["not finite"] * 2
+    assert not list((tmp_path / "out").rglob("*_[01].*"))
+
+
 def test_scales_never_grow_beyond_what_the_editor_takes(tmp_path, photos):
     editor = FakeEditor(lambda *_: "unchanged")
     gates = Gates(attempts=12, step=1.5)  # 4 * 1.5 ** 8 is above 100
@@ -419,6 +475,30 @@ def test_what_is_finished_is_not_made_again(tmp_path, photos):
     assert again.calls == []
     assert told == [len(plan)]
     assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("sides", ["0", "1", "01"])
+def test_a_pair_whose_picture_was_deleted_is_made_anew(tmp_path, photos, sides, caplog):
+    plan = whole_plan(photos)
+    maker(tmp_path / "out").run(plan)
+    before = files(tmp_path / "out")
+    for pair in (plan[1], plan[-1]):  # an instance pair and a round trip
+        for side in sides:
+            (tmp_path / "out" / pair.folder / f"{pair.id}_{side}.png").unlink()
+    editor = FakeEditor()
+    with caplog.at_level("INFO"):
+        manifest = maker(tmp_path / "out", editor).run(plan)
+    assert len(editor.calls) == 3
+    assert files(tmp_path / "out") == before
+    assert len(manifest["pairs"]) == len(plan)
+    assert f"{plan[1].id}, {plan[-1].id} is gone" in caplog.text
+
+
+def test_a_sheet_has_a_hole_where_a_picture_is_gone(tmp_path, photos):
+    manifest = maker(tmp_path / "out").run(plan_instance(photos, ["wolf"], 1, 0))
+    whole = sheet_of(tmp_path / "out", manifest["pairs"])
+    (tmp_path / "out" / "training" / "0001_0.png").unlink()
+    assert sheet_of(tmp_path / "out", manifest["pairs"]).size == whole.size
 
 
 @pytest.mark.parametrize("stop_at", range(1, 10, 2))
@@ -519,6 +599,24 @@ def test_pairs_made_in_another_way_are_not_mixed(tmp_path, photos, changes, said
     assert str(tmp_path / "out") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert files(tmp_path / "out") == before
+
+
+def test_pairs_begun_with_a_clip_do_not_go_on_without(tmp_path, photos):
+    maker(tmp_path / "out", clip=Doubtful()).run(plan_instance(photos, ["wolf"], 1, 0))
+    before = files(tmp_path / "out")
+    with pytest.raises(ValueError, match="made with another clip"):
+        maker(tmp_path / "out")
+    assert files(tmp_path / "out") == before
+
+
+def test_what_an_older_note_does_not_say_counts_as_nothing(tmp_path, photos):
+    plan = plan_instance(photos, ["wolf"], 1, 0)
+    maker(tmp_path / "out").run(plan)
+    path = tmp_path / "out" / ".progress" / "settings.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "vae_hash"}))
+    again = FakeEditor()
+    maker(tmp_path / "out", again).run(plan)
+    assert again.calls == []
 
 
 def test_pairs_of_another_origin_are_not_touched(tmp_path, photos):
@@ -658,6 +756,18 @@ def test_regularization_pictures_are_told_for_each_source_word(generate, tmp_pat
     assert len(manifest["pairs"]) == 6 + 4
 
 
+def test_source_words_without_a_folder_get_round_trips_and_a_word_is_said(generate, tmp_path, photos):
+    photo(tmp_path / "wolves" / "w.png", 5)
+    photo(tmp_path / "dogs" / "d.png", 6)
+    reg = ["--source-words", "wolf", "fox", "--reg-photos", f"wolf={tmp_path / 'wolves'}"]
+    code, _, said = generate(*reg, **{"source-words": None, "num-reg": 5, "class-photos": tmp_path / "dogs"})
+    assert code == 0
+    assert said.count("no --reg-photos of fox") == 1
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    reg = [(p["source_word"], p["photo"], p["direction"]) for p in manifest["pairs"] if p["folder"] != "training"]
+    assert reg == ([("wolf", "w.png", "forward"), ("fox", "d.png", "round trip")] * 3)[:5]
+
+
 def test_two_processes_by_the_command_write_one_manifest(generate, tmp_path, photos, monkeypatch):
     seen = []
     for rank in (0, 1):
@@ -676,6 +786,10 @@ def test_pairs_set_aside_are_told_and_none_at_all_is_an_error(generate, tmp_path
     code, _, said = generate(editor=FakeEditor(lambda *_: "unchanged"))
     assert code == 2
     assert "no instance pair passed the gates (unchanged)" in said
+    shutil.rmtree(tmp_path / "out")
+    code, _, said = generate(editor=FakeEditor(lambda *_: "not finite"))
+    assert code == 2
+    assert "(not finite); try --precision fp32" in said
 
 
 def test_one_photo_is_enough_but_a_word_is_said_about_it(generate, tmp_path):
@@ -702,6 +816,11 @@ WRONG = {
     "seed too large": ({"seed": 2**63}, "seed"),
     "other word": ({"reg-photos": "fox=photos"}, "fox"),
     "empty pictures": ({"reg-photos": "wolf=hollow"}, "hollow"),
+    "class photos for no word": (
+        {"reg-photos": "wolf=photos", "class-photos": "photos"},
+        "--class-photos has no effect",
+    ),
+    "class photos for no pair": ({"num-reg": 0, "class-photos": "photos"}, "--class-photos has"),
     "sampler": ({"sampler": "eulr"}, "eulr"),
     "scale": ({"cfg-text": -1}, "text_scale is -1"),
     "no config": ({"config": "gone.yaml"}, "gone.yaml"),
@@ -733,6 +852,9 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(generate, tmp_path
         ("gates: {attempts: many}", "attempts"),
         ("gates: 3", "gates"),
         ("settings: {steps: many}", "steps"),
+        ("settings: {guidance_interval: 5}", "guidance_interval is 5; two noise levels"),
+        ("settings: {guidance_interval: [1, many]}", "guidance_interval"),
+        ("settings: {guidance_interval: [5, 1]}", "needs 0 <= low < high"),
     ],
 )
 def test_a_slip_in_the_config_is_told_in_one_line(generate, tmp_path, photos, config, said):
@@ -740,6 +862,7 @@ def test_a_slip_in_the_config_is_told_in_one_line(generate, tmp_path, photos, co
     code, out, err = generate(config=tmp_path / "pairs.yaml")
     assert (code, out) == (2, "")
     assert said in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_config_sets_gates_and_settings_and_the_command_line_wins(tmp_path):
@@ -750,6 +873,9 @@ def test_the_config_sets_gates_and_settings_and_the_command_line_wins(tmp_path):
     settings, gates = dataset_job._settings(args, {"edit_defaults": {"text_scale": 2.0, "image_scale": 1.2}})
     assert (settings.text_scale, settings.image_scale, settings.steps) == (3.0, 1.2, 5)
     assert gates == Gates(attempts=9, blank=0.01)
+    for told, interval in (("[0.5, 9]", (0.5, 9.0)), ("null", None)):
+        (tmp_path / "pairs.yaml").write_text(f"settings: {{guidance_interval: {told}}}")
+        assert dataset_job._settings(args, {})[0].guidance_interval == interval
 
 
 def test_without_a_class_word_the_command_says_which_option_is_missing(generate, photos):

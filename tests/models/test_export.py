@@ -2,13 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from omegaconf import OmegaConf
+from PIL import Image
 from transformers import CLIPTextModel
 
 from ldm.checkpoint import read_checkpoint, save_checkpoint
 from ldm.config import instantiate_from_config
+from ldm.inference import EditSettings, ImageEditor
+from ldm.models import export as exporting
 from ldm.models.build import load_model
 from ldm.models.export import export
 from ldm.modules.text import tokenize
@@ -61,8 +66,6 @@ def test_both_exports_hold_the_weights_bit_for_bit(exported):
 
 
 def _config(model):
-    from omegaconf import OmegaConf
-
     return OmegaConf.create(tiny_config(model.model.diffusion_model.in_channels))
 
 
@@ -82,3 +85,59 @@ def test_what_exists_is_not_overwritten_and_other_endings_are_refused(exported):
         export(folder / "model.ckpt", folder / "out.safetensors")
     with pytest.raises(ValueError, match="neither"):
         export(folder / "model.ckpt", folder / "out.bin")
+
+
+@pytest.mark.parametrize("form", ["out.safetensors", "diffusers"])
+def test_what_was_exported_edits_as_the_original_does(tiny_ckpt, tmp_path, form):
+    """Up to the rounding of the weights to fp16."""
+    export(tiny_ckpt, tmp_path / form)
+    config = None if form == "out.safetensors" else OmegaConf.create(tiny_config())
+    noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    photo = Image.fromarray(noise).resize((64, 64))
+    settings = EditSettings(text_scale=3.0, steps=3, resolution=64)
+    made = []
+    for ckpt, own in ((tiny_ckpt, None), (tmp_path / form, config)):
+        editor = ImageEditor.from_checkpoint(ckpt, own, device="cpu", precision="fp32")
+        made.append(np.asarray(editor.edit(photo, "make it night", settings, [1])[0]).astype(int))
+    assert np.abs(made[0] - np.asarray(photo)).mean() > 20
+    assert np.abs(made[0] - made[1]).mean() < 1
+
+
+def test_the_file_recommends_what_the_checkpoint_does(tiny_model, tmp_path):
+    said = {"config": tiny_config(), "edit_defaults": {"steps": 20}, "text_defaults": {"width": 64}, "step": 7}
+    save_checkpoint(tmp_path / "model.ckpt", tiny_model.state_dict(), {**said, "other": 1})
+    export(tmp_path / "model.ckpt", tmp_path / "out.safetensors")
+    metadata = read_checkpoint(tmp_path / "out.safetensors").metadata
+    assert {name: metadata.get(name) for name in (*said, "other")} == {**said, "other": None}
+
+
+@pytest.mark.parametrize("form", ["out.safetensors", "diffusers"])
+@pytest.mark.parametrize("part", ["UNet", "first stage"])
+def test_an_export_that_computes_something_else_is_refused_and_removed(tiny_ckpt, tmp_path, monkeypatch, form, part):
+    published, prefix = exporting._published, {"UNet": "model.", "first stage": "first_stage_model."}[part]
+
+    def damaged(model):
+        return {k: v * 1.2 if k.startswith(prefix) else v for k, v in published(model).items()}
+
+    monkeypatch.setattr(exporting, "_published", damaged)
+    with pytest.raises(ValueError, match=rf"is not what .*tiny\.safetensors.* holds: the {part}"):
+        export(tiny_ckpt, tmp_path / form)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_beyond_fp16_are_refused(tiny_model, tmp_path):
+    state = {k: v * 1e6 if k == "model.diffusion_model.out.2.weight" else v for k, v in tiny_model.state_dict().items()}
+    save_checkpoint(tmp_path / "model.ckpt", state, {"config": tiny_config()})
+    with pytest.raises(ValueError, match="is not what"):
+        export(tmp_path / "model.ckpt", tmp_path / "out.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.ckpt"]
+
+
+def test_a_folder_that_could_not_be_written_leaves_nothing(tiny_ckpt, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(exporting, "write_safetensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        export(tiny_ckpt, tmp_path / "diffusers")
+    assert not list(tmp_path.iterdir())

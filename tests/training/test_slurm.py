@@ -61,16 +61,43 @@ def test_a_failed_run_fails_the_job(cluster):
     assert len(calls) == 1
 
 
+TASK = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "1"}
+
+
+def subjects(cluster, *lines):
+    (cluster / "subjects.txt").write_text("".join(f"{line}\n" for line in lines))
+
+
 def test_each_task_of_an_array_takes_its_own_line(cluster):
-    (cluster / "subjects.txt").write_text("photos/rex dog wolf\nphotos/tom cat lion\n")
-    task = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "1"}
-    done, calls = submit(cluster, "subjects.sbatch", "subjects.txt", "c.ckpt", **task)
+    subjects(cluster, "photos/rex\tdog\twolf", "photos/my tom\tmaine coon\tmountain lion")
+    done, calls = submit(cluster, "subjects.sbatch", "subjects.txt", "c.ckpt", **TASK)
     assert done.returncode == 0, done.stderr
-    assert "--photos photos/tom --class-word cat --source-words lion" in calls[0]
-    assert "--data data/pairs/tom --ckpt c.ckpt --name tom --logs logs/slurm-9-1" in calls[1]
-    done, _ = submit(cluster, "subjects.sbatch", "subjects.txt", "c.ckpt", **{**task, "SLURM_ARRAY_TASK_ID": "5"})
+    assert "--photos photos/my tom --class-word maine coon --source-words mountain lion --ckpt c.ckpt" in calls[0]
+    assert "--data data/pairs/my tom --ckpt c.ckpt --name my tom --logs logs/slurm-9-1" in calls[1]
+    done, _ = submit(cluster, "subjects.sbatch", "subjects.txt", "c.ckpt", **{**TASK, "SLURM_ARRAY_TASK_ID": "5"})
     assert done.returncode == 2
     assert "no line 6" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line", ["photos/tom cat lion", "photos/tom\tcat", "photos/tom\tcat\tlion\ttiger", "photos/tom\t\tlion"]
+)
+def test_a_line_that_has_not_three_fields_is_refused(cluster, line):
+    subjects(cluster, "photos/rex\tdog\twolf", line)
+    done, calls = submit(cluster, "subjects.sbatch", "subjects.txt", "c.ckpt", **TASK)
+    assert (done.returncode, calls) == (2, [])
+    assert "line 2 of subjects.txt" in done.stderr
+    assert "tab" in done.stderr
+
+
+@pytest.mark.parametrize(("code", "returned", "last"), [(143, 0, "scontrol requeue 7"), (2, 2, None)])
+def test_pairs_that_were_stopped_are_queued_again_and_failed_ones_are_not(cluster, code, returned, last):
+    subjects(cluster, "photos/rex\tdog\twolf")
+    task = {**TASK, "SLURM_ARRAY_TASK_ID": "0"}
+    done, calls = submit(cluster, "subjects.sbatch", "subjects.txt", "c.ckpt", code=code, **task)
+    assert done.returncode == returned
+    assert "generate_dataset.py" in calls[0]
+    assert calls[1:] == ([last] if last else [])
 
 
 def test_the_shell_reads_them_and_sbatch_finds_its_options():
