@@ -145,10 +145,8 @@ def exact_measures(
         found["variety"] = variety(x)
     elif subject and "colour" not in case.answer and case.answer.get("style") != "grey":
         found["subject recognised"] = recogniser.is_subject(x, subject).float()
-    done = instruction_done(case, scenes, x)
-    if case.answer.get("subject") and subject:
-        done = found.get("subject recognised")
-    if done is not None and case.kind != "prior":
+    done = None if case.kind == "prior" else instruction_done(case, scenes, x, recogniser)
+    if done is not None:
         found["instruction done"] = done
     if case.reach == "local":
         found["background kept (dB)"] = m.background_psnr(x, scenes.x, scenes.was, scenes.will)
@@ -159,8 +157,15 @@ def exact_measures(
     return found
 
 
-def instruction_done(case: Case, scenes: DrawnCase, x: torch.Tensor) -> torch.Tensor | None:
-    """Return 1 where what was asked can be seen, wherever it stands in the picture; None if that cannot be told."""
+def instruction_done(case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser: Recogniser) -> torch.Tensor | None:
+    """Return 1 where what was asked can be seen, wherever it stands in the picture; None if that cannot be told.
+
+    A replacement is done when the animal is of the class that was asked for: which one of its class it is, a frozen
+    editor was not told, and "subject recognised" says it.
+    """
+    if case.answer.get("subject") or case.answer.get("animal"):
+        wanted = case.answer.get("animal") or SUBJECTS[case.answer["subject"]].class_word
+        return torch.tensor([animal == wanted for animal in recogniser.animals(x)]).float()
     if case.answer.get("place"):
         return torch.tensor([place == case.answer["place"] for place, _ in surroundings(x)]).float()
     if case.answer.get("style"):
