@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from ldm.data.images import to_tensor
 from ldm.evaluation.spriteworld import draw_edits, figures_of, masks, pictures
 from ldm.spriteworld import measures as m
-from ldm.spriteworld.instructions import KINDS
+from ldm.spriteworld.instructions import KINDS, Edit
 from ldm.spriteworld.recogniser import load_recogniser
-from ldm.spriteworld.scene import draw
+from ldm.spriteworld.scene import draw, random_scene
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "spriteworld"
 
@@ -128,3 +129,23 @@ def test_the_true_answer_counts_as_done_and_a_copy_does_not(kind):
     for name in SUCCESS[kind]:
         assert best[name].mean >= 0.9, name
         assert none[name].mean <= 0.1, name
+
+
+@pytest.mark.parametrize("item", ["hat", "collar"])
+def test_an_accessory_is_judged_where_the_true_pictures_differ_also_on_the_animal(item):
+    judges = [load_recogniser(DATA / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    bare = [random_scene(np.random.default_rng([7, i, 87]), hat=None, collar=None, style="day") for i in range(16)]
+    worn = [replace(scene, **{item: "pink"}) for scene in bare]
+    for sources, targets in ((bare, worn), (worn, bare)):
+        edits = [Edit("accessory", a, b, "") for a, b in zip(sources, targets, strict=True)]
+        before, truth = pictures(sources), pictures(targets)
+        fringe = ((masks(sources) - masks(targets)).abs() > 0).float()
+        only_inside, only_fringe = torch.lerp(truth, before, fringe), torch.lerp(before, truth, fringe)
+        done = {
+            name: figures_of(edits, x, *judges)["done"].mean
+            for name, x in (("truth", truth), ("copy", before), ("inside", only_inside), ("fringe", only_fringe))
+        }
+        assert (done["truth"], done["copy"]) == (1, 0)
+        if item == "collar":  # the collar itself decides, not the few pixels that stick out
+            assert done["inside"] >= 0.9
+            assert done["fringe"] <= 0.1
