@@ -166,7 +166,10 @@ def _measure_all(
 ) -> tuple[list[Record], dict[str, Path]]:
     """Return every picture's measures, and each case's sheet by name (written here)."""
     records, sheets = [], {}
-    photos = {name: [open_rgb(path) for path in photos_of(subject)] for name, subject in suite.subjects.items()}
+    photos = {
+        name: {path.resolve(): open_rgb(path) for path in photos_of(subject)}
+        for name, subject in suite.subjects.items()
+    }
     for prepared in cases:
         made = {
             method.name: (wanted, read_pictures(wanted))
@@ -180,7 +183,7 @@ def _measure_all(
     used = {case.case.subject.name for case in cases}
     for name, subject in suite.subjects.items():
         if name in used:
-            records += _measure_photos(subject, photos[name], models, recogniser)
+            records += _measure_photos(subject, list(photos[name].values()), models, recogniser)
     return records, sheets
 
 
@@ -238,12 +241,13 @@ def wanted_of(prepared: Prepared, method: Method, output: Path) -> list[Wanted]:
 def _measure_case(
     prepared: Prepared,
     made: dict[str, tuple[list[Wanted], list[Image.Image]]],
-    photos: list[Image.Image],
+    photos: dict[Path, Image.Image],
     models: dict[str, Any],
     recogniser: Recogniser | None,
     output: Path,
 ) -> list[Record]:
     case, n = prepared.case, len(prepared.inputs)
+    others = others_of(case, photos)
     rows = {name: (pictures, wanted) for name, (wanted, pictures) in made.items()}
     if case.kind != "prior":
         rows[INPUT] = (prepared.inputs, None)
@@ -253,8 +257,10 @@ def _measure_case(
     for name, (pictures, wanted) in rows.items():
         inputs = [None] * n if name in TEXT_METHODS else prepared.inputs
         captions = (case.caption_before, case.caption_after)
-        found = metrics.field_measures(models, pictures, photos, inputs, captions, case.kind == "prior")
-        found |= _by_ground_truth(prepared, pictures, photos, models, recogniser)
+        # of a single photo there are no others: the methods are compared with it, its copy is not
+        near = others if others or name == INPUT else list(photos.values())
+        found = metrics.field_measures(models, pictures, near, inputs, captions, case.kind == "prior")
+        found |= _by_ground_truth(prepared, pictures, near, models, recogniser)
         for i in range(n):
             records.append(
                 Record(
@@ -271,6 +277,13 @@ def _measure_case(
                 )
             )
     return records
+
+
+def others_of(case: Case, photos: dict[Path, Image.Image]) -> list[Image.Image]:
+    """Return the photos that pictures of a case are compared with: not the one that is edited, or else its copy would
+    be compared with itself, while the real photos are compared with the others only."""
+    own = None if case.picture is None else case.picture.resolve()
+    return [photo for path, photo in photos.items() if path != own]
 
 
 def _by_ground_truth(

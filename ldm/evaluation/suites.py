@@ -37,13 +37,15 @@ CASE_KEYS = ("name", "subject", "kind", "reach", "prompts", "picture", "mask", "
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject: its photos, the word that names it, what it is; ``world``: its name in the sprite world."""
+    """One subject: its photos, the word that names it, what it is; ``world``: its name in the sprite world; ``masks``:
+    files that are no photos of it, wherever they lie."""
 
     name: str
     photos: Path | None
     identifier: str
     class_word: str
     world: str | None = None
+    masks: frozenset[Path] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def read_suite(path: Path, root: Path) -> Suite:
     settings = content.get("settings") or {}
     _known(settings, METHODS, f"settings of {path}")
     places = (Path(), path.parent, root)
-    subjects = {name: _subject(name, node, places, path) for name, node in content["subjects"].items()}
+    masks = [node.get("mask") for node in content["cases"] if isinstance(node, dict)]
+    masks = frozenset(_found(mask, places).resolve() for mask in masks if isinstance(mask, str))
+    subjects = {name: _subject(name, node, places, path, masks) for name, node in content["subjects"].items()}
     cases = [_case(node, subjects, places, path) for node in content["cases"]]
     names = [case.folder for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -145,7 +149,7 @@ def _found(name: str, places: tuple[Path, ...]) -> Path:
     return next((place / name for place in places if (place / name).exists()), Path(name))
 
 
-def _subject(name: str, node: Any, places: tuple[Path, ...], path: Path) -> Subject:
+def _subject(name: str, node: Any, places: tuple[Path, ...], path: Path, masks: frozenset[Path]) -> Subject:
     where = f"subject '{name}' of {path}"
     _known(node, SUBJECT_KEYS, where)
     if not node.get("class_word"):
@@ -156,7 +160,7 @@ def _subject(name: str, node: Any, places: tuple[Path, ...], path: Path) -> Subj
         from ldm.spriteworld.scene import SUBJECTS
 
         _one_of(world, tuple(SUBJECTS), "sprite-world subject", where)
-    return Subject(name, photos, node.get("identifier") or "sks", node["class_word"], world)
+    return Subject(name, photos, node.get("identifier") or "sks", node["class_word"], world, masks)
 
 
 def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], path: Path) -> Case:
@@ -225,12 +229,14 @@ def _hole(picture: Path | None, subject: Subject) -> str:
 
 
 def photos_of(subject: Subject) -> list[Path]:
-    """Return a subject's photos (a folder's, or the one file), sorted; none if there are none."""
+    """Return a subject's photos (a folder's without the suite's masks, or the one file), sorted; none if there are
+    none."""
     if subject.photos is None or not subject.photos.exists():
         return []
     if subject.photos.is_file():
         return [subject.photos]
-    return sorted(p for p in subject.photos.iterdir() if p.suffix.lower() in SUFFIXES)
+    found = (p for p in subject.photos.iterdir() if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in found if p.resolve() not in subject.masks)
 
 
 def prompt_of(case: Case, method: str, **scene: str) -> str:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from PIL import Image
 
 from ldm.checkpoint import read_checkpoint, save_checkpoint
+from ldm.data.images import to_tensor
 from ldm.evaluation import methods as methods_module
 from ldm.evaluation.compare import compare
 from ldm.evaluation.evaluate import BOUNDS, as_markdown, evaluate
@@ -73,6 +75,37 @@ def run(tmp_path, output, given=GIVEN, content=None):
     suite = read_suite(write(tmp_path, content or suite_content(tmp_path)), ROOT)
     recogniser = load_recogniser(DATA / "recogniser.safetensors")
     return evaluate(suite, read_methods(given, suite), {}, {"dino": "none here"}, recogniser, output, precision="fp32")
+
+
+class Colours:
+    """In the place of a backbone: a picture's mean colour as unit features."""
+
+    name, preprocessing = "mean colour", "none"
+
+    def images(self, images):
+        return F.normalize(torch.stack([to_tensor(image)[0].add(1).mean((1, 2)) for image in images]), dim=1)
+
+
+def coloured_suite(tmp_path, colours=("red", "lime", "blue"), **more):
+    """A suite of one subject, whose photos are plain colours; the first one is edited."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (64, 64), colour).save(folder / f"{i:02d}.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    mask.save(folder / "00-mask.png")
+    case = {
+        "name": "hat", "subject": "rex", "kind": "accessorisation", "reach": "local", "picture": "photos/00.png",
+        "mask": "photos/00-mask.png", "prompts": {"instruct_pix2pix": "give it a hat"},
+    }  # fmt: skip
+    subjects = {"rex": {"photos": "photos", "class_word": "dog"}}
+    return {"name": "colours", "subjects": subjects, "cases": [case | more]}
+
+
+def bounds(tmp_path, content):
+    """What an evaluation says without any method."""
+    return evaluate(read_suite(write(tmp_path, content), ROOT), [], {"dino": Colours()}, {}, None, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +182,31 @@ def test_bounds_bound_and_holes_are_named(done):
     assert list(content["holes"]) == ["hole"]
     assert content["methods"][0]["hash"]
     assert "| real photos |" in as_markdown(results, "replacement")
+
+
+def test_masks_are_no_photos_and_a_photo_is_never_compared_with_itself(tmp_path):
+    results = bounds(tmp_path, coloured_suite(tmp_path))
+    found = {
+        name: [r.measures["DINO"] for r in results.records if r.method == name]
+        for name in ("input copied", "real photos")
+    }
+    assert found == {"input copied": [0], "real photos": [0, 0, 0]}
+
+
+def test_the_only_photo_is_no_bound_for_its_own_copy(tmp_path):
+    results = bounds(tmp_path, coloured_suite(tmp_path, ("red",)))
+    assert [r.method for r in results.records] == ["input copied"]
+    assert "DINO" not in results.records[0].measures
+    assert "background L1" in results.records[0].measures
+
+
+def test_a_folder_of_masks_only_is_a_hole(tmp_path):
+    content = coloured_suite(tmp_path)
+    for i in range(3):
+        (tmp_path / f"photos/{i:02d}.png").rename(tmp_path / f"{i:02d}.png")
+    content["cases"][0]["picture"] = "00.png"
+    with pytest.raises(ValueError, match="put photos of rex"):
+        read_suite(write(tmp_path, content), ROOT)
 
 
 def test_called_again_it_makes_only_what_is_missing(done, monkeypatch):
