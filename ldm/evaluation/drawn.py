@@ -71,8 +71,11 @@ def check_drawn(case: Case, where: str) -> None:
         if key not in DRAWN_KEYS:
             raise ValueError(f"unknown key '{key}' in drawn of {where}; known: {', '.join(DRAWN_KEYS)}")
     n = drawn.get("scenes", 1)
-    if not isinstance(n, int) or n < 1:
+    if type(n) is not int or n < 1:
         raise ValueError(f"{where} draws {n!r} scenes; at least 1 is needed")
+    seed = drawn.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"seed of {where} is {seed!r}; a whole number from 0 is expected")
     if ("animal" in drawn) == ("subject" in drawn):
         raise ValueError(f"{where} draws either an animal or a subject")
     for key, value in {**{k: drawn[k] for k in ANSWER_KEYS if drawn.get(k)}, **case.answer}.items():

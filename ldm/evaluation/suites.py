@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from ldm.config import load_config, nearest
 from ldm.data.images import SUFFIXES
+from ldm.inference.editor import EditSettings
+from ldm.inference.generator import TextSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +31,25 @@ KINDS = (
     "prior",
 )
 REACHES = ("global", "local")
-SUITE_KEYS = ("name", "about", "seeds", "batch_size", "settings", "subjects", "cases")
+SUITE_KEYS = {
+    "name": str,
+    "about": str,
+    "seeds": list,
+    "batch_size": int,
+    "settings": dict,
+    "subjects": dict,
+    "cases": list,
+}
 SUBJECT_KEYS = ("photos", "identifier", "class_word", "world")
 CAPTIONS = ("caption_before", "caption_after")
+EXPECTED = {
+    str: "words (in quotes, if they look like a number)",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "names and values",
+}
 CASE_KEYS = ("name", "subject", "kind", "reach", "prompts", "picture", "mask", "drawn", "answer", *CAPTIONS)
 
 
@@ -101,12 +119,14 @@ def read_suite(path: Path, root: Path) -> Suite:
     Raises FileNotFoundError or ValueError for what is wrong, or if no case can be run.
     """
     content = OmegaConf.to_container(load_config(path), resolve=True)
-    _known(content, SUITE_KEYS, str(path))
+    _known(content, tuple(SUITE_KEYS), str(path))
     for key in ("name", "subjects", "cases"):
         if not content.get(key):
             raise ValueError(f"suite {path} lacks {key}")
+    for key, kind in SUITE_KEYS.items():
+        _typed(content, key, kind, f"suite {path}")
     settings = content.get("settings") or {}
-    _known(settings, METHODS, f"settings of {path}")
+    _check_settings(settings, path)
     places = (Path(), path.parent, root)
     masks = [node.get("mask") for node in content["cases"] if isinstance(node, dict)]
     masks = frozenset(_found(mask, places).resolve() for mask in masks if isinstance(mask, str))
@@ -119,9 +139,11 @@ def read_suite(path: Path, root: Path) -> Suite:
     if all(case.hole for case in cases):
         raise ValueError(f"no case of {path} can be run: {cases[0].hole}")
     seeds = tuple(content.get("seeds") or (0,))
-    if any(not isinstance(seed, int) or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+    if any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds of {path} are {list(seeds)}; different whole numbers from 0 are expected")
-    batch_size = content.get("batch_size") or 1
+    batch_size = 1 if content.get("batch_size") is None else content["batch_size"]
+    if batch_size < 1:
+        raise ValueError(f"batch_size of {path} is {batch_size}; at least 1 is needed")
     return Suite(content["name"], content.get("about") or "", seeds, batch_size, settings, subjects, tuple(cases))
 
 
@@ -131,6 +153,39 @@ def _known(node: Any, keys: tuple[str, ...], where: str) -> None:
     for key in node:
         if key not in keys:
             raise ValueError(f"unknown key '{key}' in {where}{nearest(str(key), list(keys))}")
+
+
+def _typed(node: dict, key: str, kind: type, where: str) -> None:
+    """Raise ValueError if a node has a value of another type under a key (none at all is fine)."""
+    value = node.get(key)
+    if value is not None and type(value) is not kind:
+        raise ValueError(f"{key} of {where} is {value!r}; expected {EXPECTED[kind]}"[:200])
+
+
+def _check_settings(settings: Any, path: Path) -> None:
+    """Raise ValueError for settings that a method does not have, or of the wrong type or size."""
+    where = f"settings of {path}"
+    _known(settings, METHODS, where)
+    for method, node in settings.items():
+        kind = TextSettings if method in TEXT_METHODS else EditSettings
+        _known(node, tuple(kind.__dataclass_fields__), f"{method} in {where}")
+        for key, value in node.items():
+            usual = getattr(kind(), key)
+            if key == "guidance_interval":
+                fits = isinstance(value, list) and len(value) == 2 and all(_is_number(v) for v in value)
+            else:
+                fits = _is_number(value) if isinstance(usual, float) else type(value) is type(usual)
+            if not fits:
+                wanted = "two numbers" if key == "guidance_interval" else EXPECTED[type(usual)]
+                raise ValueError(f"{key} of {method} in {where} is {value!r}; expected {wanted}"[:200])
+        try:
+            kind(**node).checked(*(1,) if method in TEXT_METHODS else ())
+        except ValueError as error:
+            raise ValueError(f"{method} in {where}: {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _one_of(value: Any, known: tuple[str, ...], what: str, where: str) -> str:
@@ -151,7 +206,11 @@ def _found(name: str, places: tuple[Path, ...]) -> Path:
 
 def _subject(name: str, node: Any, places: tuple[Path, ...], path: Path, masks: frozenset[Path]) -> Subject:
     where = f"subject '{name}' of {path}"
+    if not isinstance(name, str):
+        raise ValueError(f"{where}: its name should be {EXPECTED[str]}")
     _known(node, SUBJECT_KEYS, where)
+    for key in SUBJECT_KEYS:
+        _typed(node, key, str, where)
     if not node.get("class_word"):
         raise ValueError(f"{where} lacks class_word: what it is, like dog")
     photos = _found(node["photos"], places) if node.get("photos") else None
@@ -169,6 +228,10 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
     for key in ("name", "subject", "kind", "reach", "prompts"):
         if not node.get(key):
             raise ValueError(f"{where} lacks {key}")
+    for key in ("picture", "mask", *CAPTIONS):
+        _typed(node, key, str, where)
+    for key in ("drawn", "answer"):
+        _typed(node, key, dict, where)
     subject = subjects[_one_of(node["subject"], tuple(subjects), "subject", where)]
     _one_of(node["kind"], KINDS, "kind", where)
     _one_of(node["reach"], REACHES, "reach", where)

@@ -1,4 +1,4 @@
-"""What a subject's training costs: the figures of the general edits, for a copy of the input and in the shipped YAML."""
+"""What a subject's training costs: figures of the general edits, for a copied input and in the shipped YAML."""
 
 from pathlib import Path
 
