@@ -39,7 +39,7 @@ PACKAGES = ("torch", "transformers", "pillow", "numpy", "kornia")
 
 @dataclass
 class Record:
-    """One picture's figures."""
+    """One picture's figures. input: the fingerprint of the case's picture, also where a method does not see it."""
 
     case: str
     kind: str
@@ -49,6 +49,7 @@ class Record:
     index: int
     seed: int
     prompt: str
+    input: str
     file: str
     measures: dict[str, float] = field(default_factory=dict)
 
@@ -101,10 +102,11 @@ class Results:
 
 @dataclass
 class Prepared:
-    """A case with its input pictures."""
+    """A case with its input pictures and their fingerprints."""
 
     case: Case
     inputs: list[Image.Image]
+    prints: list[str]
     names: list[str]
     words: list[dict[str, str]]
     seeds: list[int]
@@ -217,7 +219,15 @@ def prepare(case: Case, seeds: Sequence[int]) -> Prepared:
             region = (to_tensor(mask.convert("RGB"))[:, :1] > 0).float()
     n = len(inputs)
     numbers = [seed + 1000 * i for seed in seeds for i in range(n)]
-    return Prepared(case, inputs * len(seeds), names * len(seeds), words * len(seeds), numbers, scenes, region)
+    prints = [fingerprint_of(picture) for picture in inputs]
+    return Prepared(
+        case, inputs * len(seeds), prints * len(seeds), names * len(seeds), words * len(seeds), numbers, scenes, region
+    )
+
+
+def fingerprint_of(picture: Image.Image) -> str:
+    """Return what tells a picture's pixels from another's."""
+    return hashlib.sha256(picture.tobytes()).hexdigest()[:16]
 
 
 def wanted_of(prepared: Prepared, method: Method, output: Path) -> list[Wanted]:
@@ -229,11 +239,11 @@ def wanted_of(prepared: Prepared, method: Method, output: Path) -> list[Wanted]:
             prompt=prompt_of(prepared.case, method.name, **words),
             seed=seed,
             input=None if text else picture,
-            input_name="" if text else f"{name} {hashlib.sha256(picture.tobytes()).hexdigest()[:16]}",
+            input_name="" if text else f"{name} {mark}",
             path=folder / f"{i:03d}-{seed}.png",
         )
-        for i, (picture, name, words, seed) in enumerate(
-            zip(prepared.inputs, prepared.names, prepared.words, prepared.seeds, strict=True)
+        for i, (picture, mark, name, words, seed) in enumerate(
+            zip(prepared.inputs, prepared.prints, prepared.names, prepared.words, prepared.seeds, strict=True)
         )
     ]
 
@@ -272,6 +282,7 @@ def _measure_case(
                     index=i,
                     seed=prepared.seeds[i],
                     prompt=wanted[i].prompt if wanted else "",
+                    input=prepared.prints[i],
                     file=str(wanted[i].path.relative_to(output)) if wanted else "",
                     measures={key: float(values[i]) for key, values in found.items()},
                 )
@@ -321,8 +332,20 @@ def _measure_photos(
     if not found:
         return []
     return [
-        Record(PHOTOS, "", "", subject.name, PHOTOS, i, 0, "", "", {k: float(v[i]) for k, v in found.items()})
-        for i in range(len(photos))
+        Record(
+            case=PHOTOS,
+            kind="",
+            reach="",
+            subject=subject.name,
+            method=PHOTOS,
+            index=i,
+            seed=0,
+            prompt="",
+            input=fingerprint_of(photo),
+            file="",
+            measures={key: float(values[i]) for key, values in found.items()},
+        )
+        for i, photo in enumerate(photos)
     ]
 
 

@@ -161,6 +161,9 @@ def test_every_picture_has_its_row_its_file_and_its_recipe(done):
         assert (recipe["prompt"], recipe["seed"], recipe["method"]) == (record.prompt, record.seed, record.method)
     with open(tmp_path / "out/results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    inputs = {(row["case"], row["index"]): row["input"] for row in rows}
+    assert all(len(row["input"]) == 16 and row["input"] == inputs[row["case"], row["index"]] for row in rows)
+    assert len(set(inputs.values())) >= 2 + 1  # two scenes and a photo
     assert len(rows) == len(results.records)
     assert {row["method"] for row in rows} == {"dreambooth", "instruct_pix2pix", *BOUNDS}
     same = [r for r in made if r.case == "drawn" and r.index == 1]
@@ -264,6 +267,44 @@ def test_two_results_are_compared_picture_by_picture(done, tmp_path):
         compare(folder / "out", other)
     with pytest.raises(FileNotFoundError, match="no results"):
         compare(tmp_path, folder / "out")
+
+
+def result(tmp_path, name, **more):
+    """A folder with a small result: one picture by one method."""
+    record = {
+        "case": "hat", "subject": "rex", "method": "instruct_pix2pix", "index": 0, "seed": 0, "input": "aa",
+        "measures": {"background L1": 0.1, "CLIP-T": 0.2, "DINO": 0.5},
+    }  # fmt: skip
+    record |= {key: more.pop(key) for key in list(more) if key in record}
+    record = {key: value for key, value in record.items() if value is not None}
+    method = {"method": "instruct_pix2pix", "subject": "all", "weights": f"{name}.ckpt", "hash": f"hash-of-{name}"}
+    (tmp_path / name).mkdir()
+    content = {"suite": "s", "records": [record], "methods": [method], **more}
+    (tmp_path / name / "results.json").write_text(json.dumps(content))
+    return tmp_path / name
+
+
+def test_pictures_of_other_inputs_are_not_paired(tmp_path):
+    a, other = result(tmp_path, "a"), result(tmp_path, "other", input="bb")
+    older, oldest = (result(tmp_path, name, input=None) for name in ("older", "oldest"))
+    with pytest.raises(ValueError, match=r"no picture and measure in common$"):
+        compare(a, other)
+    with pytest.raises(ValueError, match="older' does not say which inputs it had"):
+        compare(a, older)
+    assert "| instruct_pix2pix | DINO | 0.500 | 0.500 |" in compare(older, oldest)
+
+
+def test_a_comparison_names_both_weights_and_leaves_out_what_other_backbones_measured(tmp_path):
+    dino, clip = ({key: {"weights": key, "preprocessing": "p"}} for key in ("dino", "clip"))
+    a = result(tmp_path, "a", backbones={**dino, **clip})
+    b = result(tmp_path, "b", backbones={**dino, "clip": {"weights": "clip-large", "preprocessing": "p"}})
+    table = compare(a, b)
+    assert "| DINO |" in table
+    assert "| background L1 |" in table
+    assert "| CLIP-T |" not in table
+    assert "left out: CLIP-I, CLIP-T, CLIP direction, measured by 'clip' (p) and 'clip-large' (p)" in table
+    assert "A: instruct_pix2pix (all): a.ckpt, hash-of-a" in table
+    assert "B: instruct_pix2pix (all): b.ckpt, hash-of-b" in table
 
 
 def test_the_best_is_marked_only_where_intervals_are_apart():
