@@ -130,12 +130,18 @@ def words_of(scene: Scene) -> dict[str, str]:
 
 
 def exact_measures(
-    case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser: Recogniser, photos: torch.Tensor | None = None
+    case: Case,
+    scenes: DrawnCase,
+    x: torch.Tensor,
+    recogniser: Recogniser,
+    photos: torch.Tensor | None = None,
+    edited: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Return the measures of pictures ``x`` that answer a drawn case, one figure a picture each.
 
     What is asked of the whole class ("prior") is measured by leak, by how alike the subject's photos (``k 3 h w``) it
-    is, and by variety; everything else by what was asked.
+    is, and by variety; everything else by what was asked. edited: False for pictures made from text alone, where
+    everything stands elsewhere and a second subject cannot be told.
     """
     subject = case.subject.world
     found: dict[str, torch.Tensor] = {}
@@ -153,7 +159,8 @@ def exact_measures(
         found["instruction done"] = done
     if case.reach == "local":
         found["background kept (dB)"] = m.background_psnr(x, scenes.x, scenes.was, scenes.will)
-        found["second subject"] = m.second_subject(x, scenes.x, scenes.was, scenes.will)
+        if edited:
+            found["second subject"] = m.second_subject(x, scenes.x, scenes.was, scenes.will)
     if case.kind != "prior":
         found["exact (dB)"] = m.exact_psnr(x, scenes.truth)
     found["cleanness"] = m.roughness(x, scenes.truth)

@@ -270,7 +270,7 @@ def _measure_case(
         # of a single photo there are no others: the methods are compared with it, its copy is not
         near = others if others or name == INPUT else list(photos.values())
         found = metrics.field_measures(models, pictures, near, inputs, captions, case.kind == "prior")
-        found |= _by_ground_truth(prepared, pictures, near, models, recogniser)
+        found |= _by_ground_truth(prepared, pictures, near, models, recogniser, name not in TEXT_METHODS)
         for i in range(n):
             records.append(
                 Record(
@@ -303,6 +303,7 @@ def _by_ground_truth(
     photos: list[Image.Image],
     models: dict[str, Any],
     recogniser: Recogniser | None,
+    edited: bool,
 ) -> dict[str, torch.Tensor]:
     """Return what a drawn scene's truth and a mask of the edited region can tell."""
     found: dict[str, torch.Tensor] = {}
@@ -310,7 +311,8 @@ def _by_ground_truth(
         return found
     x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
     if prepared.scenes is not None and recogniser is not None:
-        found |= exact_measures(prepared.case, prepared.scenes, x, recogniser, to_tensor(photos) if photos else None)
+        near = to_tensor(photos) if photos else None
+        found |= exact_measures(prepared.case, prepared.scenes, x, recogniser, near, edited)
     if prepared.region is not None:
         before, region = to_tensor(prepared.inputs), prepared.region.expand(len(x), -1, -1, -1)
         found |= metrics.background(x, before, region)

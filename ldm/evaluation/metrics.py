@@ -35,7 +35,7 @@ MEASURES: dict[str, Measure] = {
     "background LPIPS": Measure(
         "LPIPS (AlexNet) against the input, the edited region blanked in both", "low", 3, backbone="lpips"
     ),
-    "second subject": Measure("sprite world: something new stands elsewhere in the picture", "low"),
+    "second subject": Measure("sprite world: something new stands elsewhere in an edited picture", "low"),
     "exact (dB)": Measure("sprite world: PSNR against the exact answer", digits=1),
     "cleanness": Measure("sprite world: total variation over the exact answer's; 1 is as clean", "one"),
     "DINO": Measure("cosine of DINO features to the subject's other photos, mean over them", digits=3, backbone="dino"),

@@ -120,12 +120,27 @@ def incomplete(
 
 def second_subject(x: torch.Tensor, source: torch.Tensor, *masks: torch.Tensor, share: float = 0.02) -> torch.Tensor:
     """Return 1 where something new stands outside the subject's place: more than ``share`` of the picture has changed
-    strongly in one connected patch there (a published failure: a second dog)."""
+    strongly in one connected patch there, its outermost pixels not counted (a published failure: a second dog)."""
     inside = F.max_pool2d(torch.stack(masks).amax(0), 9, stride=1, padding=4)
     changed = silhouette(x, source, threshold=20.0) * (inside < 0.02).float()
-    # one patch, not scattered speckle: what survives an erosion of one pixel around
-    solid = -F.max_pool2d(-changed, 3, stride=1, padding=1)
-    return (solid.flatten(1).mean(1) > share).float()
+    solid = -F.max_pool2d(-changed, 3, stride=1, padding=1)  # thin bridges between patches go, too
+    return (largest_patch(solid) > share).float()
+
+
+def largest_patch(shape: torch.Tensor) -> torch.Tensor:
+    """Return the share of the picture that the largest connected patch (also over corners) of a silhouette takes."""
+    b, _, h, w = shape.shape
+    numbers = torch.arange(1, h * w + 1, dtype=torch.float32, device=shape.device).view(1, 1, h, w) * shape
+    while True:  # every pixel takes the highest number around it, until each patch has one number
+        spread = F.max_pool2d(numbers, 3, stride=1, padding=1) * shape
+        if torch.equal(spread, numbers):
+            break
+        numbers = spread
+    flat = numbers.view(b, -1).long()
+    counts = torch.zeros(b, h * w + 1, device=shape.device).scatter_add_(
+        1, flat, torch.ones_like(flat, dtype=torch.float32)
+    )
+    return counts[:, 1:].amax(1) / (h * w)  # number 0 is what lies outside the silhouette
 
 
 def training_background(

@@ -76,6 +76,15 @@ def test_truth_and_copied_input_bound_a_replacement(recogniser):
     assert best["exact (dB)"].min() == 60 > copied["exact (dB)"].max()
     assert copied["background kept (dB)"].min() == 60
     assert best["cleanness"].sub(1).abs().max() < 1e-6
+    assert best["second subject"].sum() == 0
+
+
+def test_a_second_subject_is_not_looked_for_in_pictures_from_text_alone(recogniser):
+    c = case()
+    them = drawn.draw_case(c)
+    made = drawn.exact_measures(c, them, them.truth, recogniser, edited=False)
+    assert "second subject" not in made
+    assert set(drawn.exact_measures(c, them, them.truth, recogniser)) - set(made) == {"second subject"}
 
 
 def test_a_replacement_is_done_by_any_animal_of_the_class_also_by_one_that_is_not_the_subject(recogniser):

@@ -179,6 +179,8 @@ def test_bounds_bound_and_holes_are_named(done):
     assert replaced["input copied"]["background kept (dB)"].mean == 60
     assert replaced["real photos"]["subject recognised"].mean >= 0.9
     assert "real photos" not in summary["prior (the plain class)"]
+    assert "second subject" in replaced["instruct_pix2pix"]
+    assert "second subject" not in replaced["dreambooth"]  # from text alone everything stands elsewhere
     real = [r for r in results.records if r.case == "real" and r.method == "input copied"]
     assert real[0].measures["background L1"] == 0
     content = json.loads((tmp_path / "out/results.json").read_text())

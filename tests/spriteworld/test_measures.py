@@ -78,6 +78,41 @@ def test_a_second_animal_is_seen_and_the_true_answer_is_not_suspected(swaps):
     assert m.second_subject(doubled, before, was, will)[free].mean() == 1
 
 
+def test_a_whole_second_animal_counts_wherever_it_stands():
+    edits = draw_edits(24, 5, "class")
+    first = [replace(e.target, style="day", pose=replace(e.target.pose, x=0.85, scale=0.5)) for e in edits]
+    second = [replace(e.target, style="day", pose=replace(e.target.pose, x=0.3, scale=0.85), hat=None) for e in edits]
+    truth, alone, was, will = pictures(first), pictures(second), masks(first), masks(second)
+    x = torch.lerp(truth, alone, will)
+    apart = (was * will).flatten(1).amax(1) == 0
+    assert apart.sum() >= 12
+    assert m.second_subject(x, truth, was, was)[apart].mean() >= 0.9
+    assert m.second_subject(truth, truth, was, was).sum() == 0
+
+
+def test_many_small_patches_are_no_second_subject(swaps):
+    before, truth, was, will = swaps
+    speckled = truth.clone()
+    for y in range(1, 58, 9):
+        for x in range(1, 58, 9):
+            speckled[:, :, y : y + 5, x : x + 5] = torch.tensor([1.0, -0.8, 0.9]).view(1, 3, 1, 1)
+    free = (F.max_pool2d(torch.stack([was, will]).amax(0), 9, stride=1, padding=4) < 0.02).float()
+    changed = m.silhouette(speckled, before, 20.0) * free
+    solid = -F.max_pool2d(-changed, 3, stride=1, padding=1)
+    assert solid.flatten(1).mean(1).min() > 0.02  # all of them together would be enough
+    assert m.second_subject(speckled, before, was, will).sum() == 0
+
+
+def test_the_largest_patch_of_known_shapes():
+    shape = torch.zeros(3, 1, 10, 10)
+    shape[0, 0, 1:4, 1:4] = 1
+    shape[0, 0, 6:8, 6:8] = 1  # 9 and 4 pixels apart
+    snake = [(0, i) for i in range(10)] + [(1, 9), (2, 9)] + [(3, i) for i in range(9, -1, -1)] + [(4, 0), (5, 1)]
+    for row, column in snake:
+        shape[1, 0, row, column] = 1
+    assert m.largest_patch(shape).tolist() == pytest.approx([0.09, len(snake) / 100, 0])
+
+
 def test_training_backgrounds_are_told_from_the_inputs_own(swaps):
     before, truth, was, will = swaps
     photos = pictures([e.source for e in draw_edits(6, 123, "class")])
