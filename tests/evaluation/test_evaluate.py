@@ -403,6 +403,11 @@ def test_the_published_suites_run_as_soon_as_their_pictures_are_there(tmp_path, 
     suite = read_suite(ROOT / f"configs/evaluation/{name}.yaml", tmp_path)
     assert not suite.holes
     assert {"instruct_pix2pix", "instruct2dream", "dreambooth"} == set().union(*(case.prompts for case in suite.cases))
+    priors = [case for case in suite.cases if case.kind == "prior"]
+    assert priors
+    for case in priors:  # asked of another member of the class: of the subject's own photo PRES would measure the input
+        assert case.picture.parent not in [subject.photos for subject in suite.subjects.values()]
+        assert not {"instruct_pix2pix", "instruct2dream", "dreambooth"} - set(case.prompts)
 
 
 @pytest.mark.parametrize(
