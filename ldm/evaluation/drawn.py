@@ -159,6 +159,7 @@ def exact_measures(
         found["instruction done"] = done
     if case.reach == "local":
         found["background kept (dB)"] = m.background_psnr(x, scenes.x, scenes.was, scenes.will)
+        found["background L1"] = m.background_l1(x, scenes.x, scenes.was, scenes.will)
         if edited:
             found["second subject"] = m.second_subject(x, scenes.x, scenes.was, scenes.will)
     if case.kind != "prior":

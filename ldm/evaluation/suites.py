@@ -87,6 +87,7 @@ class Case:
     caption_before: str = ""
     caption_after: str = ""
     hole: str = ""  # why it cannot be run; "" if it can
+    unmasked: str = ""  # why a picture has no mask though it needs one; "" if it has, or needs none
 
     @property
     def folder(self) -> str:
@@ -246,9 +247,12 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
         for method, text in node["prompts"].items()
     }
     picture, mask = (_found(node[key], places) if node.get(key) else None for key in ("picture", "mask"))
+    unmasked = ""
     if mask is not None and not mask.is_file():
         logger.warning("%s: no mask at '%s', so how well the background is kept cannot be measured", where, mask)
-        mask = None
+        mask, unmasked = None, f"no mask at '{mask}'"
+    elif mask is None and picture is not None and node["reach"] == "local" and node["kind"] != "prior":
+        unmasked = "no mask"
     case = Case(
         name=_plain(str(node["name"]), where),
         subject=subject,
@@ -262,6 +266,7 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
         caption_before=node.get("caption_before") or "",
         caption_after=node.get("caption_after") or "",
         hole=_hole(picture, subject),
+        unmasked=unmasked,
     )
     if drawn is not None:
         from ldm.evaluation.drawn import check_drawn

@@ -179,6 +179,7 @@ def test_bounds_bound_and_holes_are_named(done):
     assert replaced["input copied"]["background kept (dB)"].mean == 60
     assert replaced["real photos"]["subject recognised"].mean >= 0.9
     assert "real photos" not in summary["prior (the plain class)"]
+    assert replaced["input copied"]["background L1"].mean == 0
     assert "second subject" in replaced["instruct_pix2pix"]
     assert "second subject" not in replaced["dreambooth"]  # from text alone everything stands elsewhere
     real = [r for r in results.records if r.case == "real" and r.method == "input copied"]
@@ -203,6 +204,23 @@ def test_the_only_photo_is_no_bound_for_its_own_copy(tmp_path):
     assert [r.method for r in results.records] == ["input copied"]
     assert "DINO" not in results.records[0].measures
     assert "background L1" in results.records[0].measures
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        ("photos/00-mask.png", None),
+        ("photos/01-mask.png", "no mask at 'photos/01-mask.png': how well"),
+        (None, "no mask: how well"),
+    ],
+)
+def test_the_report_says_where_no_mask_is(tmp_path, mask, says):
+    results = bounds(tmp_path, coloured_suite(tmp_path, mask=mask))
+    page = Page()
+    page.feed((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert ("background L1" in results.records[0].measures) == (says is None)
+    assert says in page.text if says else "no mask" not in page.text
+    assert page.open == []
 
 
 def test_a_folder_of_masks_only_is_a_hole(tmp_path):

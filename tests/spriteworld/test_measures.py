@@ -53,6 +53,15 @@ def test_psnr_is_the_textbooks(swaps):
     assert m.masked_psnr(inside, truth, (will == 0).float()).min() == 60
 
 
+def test_the_backgrounds_difference_counts_only_outside_both_masks(swaps):
+    before, _, was, will = swaps
+    assert m.background_l1(before, before, was, will).max() == 0
+    shifted = before + 0.02  # in [-1, 1]: 1 % of the range
+    assert m.background_l1(shifted, before, was, will).tolist() == pytest.approx([0.01] * len(before), abs=1e-6)
+    inside = torch.lerp(before, -before, (torch.stack([was, will]).amax(0) > 0.02).float())
+    assert m.background_l1(inside, before, was, will).max() == 0
+
+
 def test_a_copy_of_the_input_keeps_the_background_and_misses_the_edit(swaps):
     before, truth, was, will = swaps
     assert m.background_psnr(before, before, was, will).min() == 60
