@@ -87,9 +87,15 @@ class Results:
     def summary(self) -> dict[str, dict[str, dict[str, Interval]]]:
         """Return group -> method -> measure -> mean with its 95 % interval over pictures."""
         found: dict[str, dict[str, dict[str, Interval]]] = {}
+        subject_of = {case.name: case.subject.name for case in self.suite.cases}
         for group, names in self.groups().items():
+            subjects = {subject_of[name] for name in names}
             for method in self.rows:
-                chosen = [r for r in self.records if r.method == method and r.case in (*names, PHOTOS)]
+                chosen = [
+                    r
+                    for r in self.records
+                    if r.method == method and (r.subject in subjects if method == PHOTOS else r.case in names)
+                ]
                 values: dict[str, list[float]] = {}
                 for record in chosen:
                     for measure, value in record.measures.items():

@@ -206,6 +206,22 @@ def test_the_only_photo_is_no_bound_for_its_own_copy(tmp_path):
     assert "background L1" in results.records[0].measures
 
 
+def test_the_real_photos_of_a_group_are_those_of_its_subjects(tmp_path):
+    content = coloured_suite(tmp_path)
+    (tmp_path / "photos").rename(tmp_path / "first")
+    more = coloured_suite(tmp_path, ("white", "black"))
+    content["subjects"] = {"rex": {"photos": "first", "class_word": "dog"}, "tom": more["subjects"]["rex"]}
+    rex, tom = content["cases"][0], more["cases"][0]
+    rex |= {"picture": "first/00.png", "mask": "first/00-mask.png"}
+    tom |= {"name": "snow", "subject": "tom", "kind": "recontextualisation", "reach": "global"}
+    content["cases"] = [rex, tom]
+    summary = bounds(tmp_path, content).summary()
+    counts = {group: rows["real photos"]["DINO"].n for group, rows in summary.items()}
+    assert counts == {
+        "all edits": 5, "global edits": 2, "local edits": 3, "accessorisation": 3, "recontextualisation": 2
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("mask", "says"),
     [
