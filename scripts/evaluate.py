@@ -26,16 +26,18 @@ def parse() -> argparse.Namespace:
     p.add_argument("--clip", metavar="FOLDER", help="CLIP; default: openai/clip-vit-base-patch32 in the hub's cache")
     p.add_argument("--lpips", nargs=2, metavar=("ALEXNET", "LINEAR"), help="weights of LPIPS")
     p.add_argument("--batch-size", type=int, help="pictures made at once; default: the suite's")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    p.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: auto")
+    p.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), help="default: auto")
     p.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results of one suite: B minus A")
     args = p.parse_args()
-    if args.compare and (args.suite or args.methods or args.output):
-        p.error("--compare takes two results and nothing else")
+    others = [name for name, value in vars(args).items() if name != "compare" and value not in (None, [])]
+    if args.compare and others:
+        p.error(f"--compare takes two results and nothing else; {others[0].replace('_', '-')} has no effect on it")
     if not args.compare and not (args.suite and args.methods):
         p.error("give a suite and --methods NAME=RUN ..., or --compare A B")
     if args.batch_size is not None and args.batch_size < 1:
         p.error("--batch-size must be at least 1")
+    args.device, args.precision = args.device or "auto", args.precision or "auto"
     return args
 
 

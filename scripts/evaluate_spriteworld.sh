@@ -14,9 +14,11 @@ if [ -z "$dream" ] || [ ! -f "$dream/checkpoints/best.json" ]; then
 fi
 "$python" scripts/txt2img.py --class-images 200 --prompt "a dog" --output logs/class-images/dog --batch-size 25 > /dev/null
 booth="$(newest dreambooth-biscuit)"
-if [ -n "$booth" ] && [ ! -f "$booth/checkpoints/step=800.safetensors" ]; then
+if [ -n "$booth" ] && [ -f "$booth/checkpoints/step=800.safetensors" ]; then
+  echo "evaluate_spriteworld: DreamBooth is trained ($booth)" >&2
+elif [ -n "$booth" ] && [ -f "$booth/checkpoints/last.ckpt" ]; then
   "$python" scripts/train.py --resume "$booth"
-elif [ -z "$booth" ]; then
+else
   booth="$("$python" scripts/train.py configs/spriteworld/dreambooth.yaml --name dreambooth-biscuit | tail -n 1)"
 fi
 "$python" scripts/evaluate.py configs/evaluation/spriteworld.yaml --output logs/evaluation \

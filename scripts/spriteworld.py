@@ -11,24 +11,42 @@ sys.path.insert(0, str(ROOT))
 from ldm import cli  # noqa: E402
 
 DATA = ROOT / "data" / "spriteworld"
+EDITOR, STAGE = DATA / "editor.safetensors", DATA / "first-stage.safetensors"
+# What each job takes, with what it takes if nothing is given.
+JOBS = {
+    "sheet": {"output": ROOT / "logs" / "spriteworld.png"},
+    "measure": {"ckpt": EDITOR, "scenes": 200, "seed": 1, "output": None},
+    "photos": {},
+    "recogniser": {"steps": 1200},
+    "scale": {"ckpt": STAGE},
+    "subject": {"run": None, "subject": "biscuit", "ckpt": EDITOR, "scenes": 200, "seed": 1, "output": None},
+    "curves": {"run": None, "output": DATA / "curves.png"},
+    "auto-cfg": {"ckpt": EDITOR, "scenes": 200, "seed": 1},
+}
 
 
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="spriteworld.py", description=__doc__, allow_abbrev=False)
-    p.add_argument(
-        "what", choices=("sheet", "measure", "photos", "recogniser", "scale", "subject", "curves", "auto-cfg")
-    )
-    p.add_argument("--output", type=Path, help="sheet: a PNG; measure: a folder for the table and a sheet of edits")
-    p.add_argument("--ckpt", type=Path, default=DATA / "editor.safetensors", help="measure: an editor or first stage")
-    p.add_argument("--scenes", type=int, default=200, help="measure: fresh scenes per kind of edit")
-    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("what", choices=tuple(JOBS))
+    p.add_argument("--output", type=Path, help="sheet, curves: a PNG; measure, subject: a folder for tables and sheets")
+    p.add_argument("--ckpt", type=Path, help="measure: an editor or first stage; subject: the frozen editor; scale")
+    p.add_argument("--scenes", type=int, help="measure, subject, auto-cfg: fresh scenes for each figure (default: 200)")
+    p.add_argument("--seed", type=int, help="measure, subject, auto-cfg: of the scenes (default: 1)")
     p.add_argument("--run", type=Path, nargs="+", help="subject: the run folder that learned it; curves: run folders")
-    p.add_argument("--subject", default="biscuit", help="subject: whose photos it learned from")
-    p.add_argument("--steps", type=int, default=1200, help="recogniser: training steps")
+    p.add_argument("--subject", help="subject: whose photos it learned from (default: biscuit)")
+    p.add_argument("--steps", type=int, help="recogniser: training steps (default: 1200)")
     args = p.parse_args()
-    if args.what in ("subject", "curves") and args.run is None:
+    for name, value in vars(args).items():
+        if name != "what" and value is not None and name not in JOBS[args.what]:
+            p.error(f"--{name} has no effect on {args.what}")
+        if (name in ("scenes", "steps") and value is not None and value < 1) or (name == "seed" and (value or 0) < 0):
+            p.error(f"--{name} must be at least {int(name != 'seed')}")
+    if "run" in JOBS[args.what] and args.run is None:
         p.error(f"{args.what} needs --run")
-    return args
+    if args.what == "subject" and len(args.run) > 1:
+        p.error("subject takes one --run")
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    return argparse.Namespace(**{**JOBS[args.what], **given})
 
 
 def main() -> int:
@@ -36,16 +54,15 @@ def main() -> int:
     from ldm.evaluation import spriteworld_jobs as jobs
 
     if args.what == "sheet":
-        print(jobs.world_sheet(args.output or ROOT / "logs" / "spriteworld.png"))
+        print(jobs.world_sheet(args.output))
     elif args.what == "scale":
-        print(f"{jobs.latent_scale(DATA / 'first-stage.safetensors'):.5f}")
+        print(f"{jobs.latent_scale(args.ckpt):.5f}")
     elif args.what == "photos":
-        for path in jobs.all_photos(DATA):
-            print(path)
+        print(*jobs.all_photos(DATA), sep="\n")
     elif args.what == "recogniser":
         print(json.dumps(jobs.make_recognisers(DATA, args.steps), indent=2))
     elif args.what == "curves":
-        print(jobs.draw_curves(args.run, args.output or DATA / "curves.png"))
+        print(jobs.draw_curves(args.run, args.output))
     elif args.what == "auto-cfg":
         print(jobs.measure_auto_cfg(args.ckpt, DATA, args.scenes, args.seed))
     elif args.what == "subject":

@@ -28,14 +28,17 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def compare(a: Path, b: Path) -> str:
     """Return a Markdown table of B minus A for every method and measure: the mean difference over the pictures that
-    both have (same case, input and seed), with its paired 95 % bootstrap interval; a star where it excludes zero.
+    both have (same case, input picture and seed), with its paired 95 % bootstrap interval; a star where it excludes
+    zero. Below it stand the weights of both, and the measures left out because their backbones differ.
 
-    Raises ValueError for different suites or no picture in common.
+    Results from before the inputs were noted pair by case and number, with each other only. Raises ValueError for
+    different suites or no picture in common.
     """
     first, second = read_results(a), read_results(b)
     if first["suite"] != second["suite"]:
         raise ValueError(f"'{a}' is of suite {first['suite']}, '{b}' of {second['suite']}: they cannot be compared")
     left, right = (_by_picture(content) for content in (first, second))
+    unlike = _unlike_backbones(first, second)
     lines = ["| method | measure | A | B | B - A | pictures |", "|---|---|---|---|---|---|"]
     for method in dict.fromkeys(key[0] for key in left):
         for measure, about in MEASURES.items():
@@ -44,7 +47,7 @@ def compare(a: Path, b: Path) -> str:
                 for key, values in left.items()
                 if key[0] == method and measure in values and measure in right.get(key, {})
             ]
-            if pairs:
+            if pairs and about.backbone not in unlike:
                 x, y = torch.tensor(pairs, dtype=torch.float64).T
                 change, d = bootstrap(y - x), about.digits
                 star = " *" if change.low > 0 or change.high < 0 else ""
@@ -53,9 +56,31 @@ def compare(a: Path, b: Path) -> str:
                     f"[{change.low:+.{d}f}, {change.high:+.{d}f}]{star} | {len(pairs)} |"
                 )
     if len(lines) == 2:
-        raise ValueError(f"'{a}' and '{b}' have no picture in common")
-    return "\n".join(lines)
+        older = [str(path) for path, keys in ((a, left), (b, right)) if all(key[-1] is None for key in keys)]
+        why = f": '{older[0]}' does not say which inputs it had; evaluate it again" if len(older) == 1 else ""
+        raise ValueError(f"'{a}' and '{b}' have no picture and measure in common{why}")
+    notes = [f"- {title}: {line}" for title, content in (("A", first), ("B", second)) for line in _weights(content)]
+    notes += [f"- left out: {line}" for line in unlike.values()]
+    return "\n".join([*lines, "", *notes])
 
 
 def _by_picture(content: dict[str, Any]) -> dict[tuple, dict[str, float]]:
-    return {(r["method"], r["subject"], r["case"], r["index"], r["seed"]): r["measures"] for r in content["records"]}
+    fixed = ("method", "subject", "case", "index", "seed")
+    return {(*(r[name] for name in fixed), r.get("input")): r["measures"] for r in content["records"]}
+
+
+def _unlike_backbones(first: dict[str, Any], second: dict[str, Any]) -> dict[str, str]:
+    """Return the backbones that both results have but that are not the same, with what to say of them."""
+    found = {}
+    for key, ours in (first.get("backbones") or {}).items():
+        theirs = (second.get("backbones") or {}).get(key, ours)
+        if ours != theirs:
+            names = ", ".join(name for name, about in MEASURES.items() if about.backbone == key)
+            said = " and ".join(f"'{about.get('weights')}' ({about.get('preprocessing')})" for about in (ours, theirs))
+            found[key] = f"{names}, measured by {said}"
+    return found
+
+
+def _weights(content: dict[str, Any]) -> list[str]:
+    keys = ("method", "subject", "weights", "hash")
+    return ["{} ({}): {}, {}".format(*(m.get(key) for key in keys)) for m in content.get("methods") or []]

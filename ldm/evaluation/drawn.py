@@ -71,8 +71,11 @@ def check_drawn(case: Case, where: str) -> None:
         if key not in DRAWN_KEYS:
             raise ValueError(f"unknown key '{key}' in drawn of {where}; known: {', '.join(DRAWN_KEYS)}")
     n = drawn.get("scenes", 1)
-    if not isinstance(n, int) or n < 1:
+    if type(n) is not int or n < 1:
         raise ValueError(f"{where} draws {n!r} scenes; at least 1 is needed")
+    seed = drawn.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"seed of {where} is {seed!r}; a whole number from 0 is expected")
     if ("animal" in drawn) == ("subject" in drawn):
         raise ValueError(f"{where} draws either an animal or a subject")
     for key, value in {**{k: drawn[k] for k in ANSWER_KEYS if drawn.get(k)}, **case.answer}.items():
@@ -127,12 +130,18 @@ def words_of(scene: Scene) -> dict[str, str]:
 
 
 def exact_measures(
-    case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser: Recogniser, photos: torch.Tensor | None = None
+    case: Case,
+    scenes: DrawnCase,
+    x: torch.Tensor,
+    recogniser: Recogniser,
+    photos: torch.Tensor | None = None,
+    edited: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Return the measures of pictures ``x`` that answer a drawn case, one figure a picture each.
 
     What is asked of the whole class ("prior") is measured by leak, by how alike the subject's photos (``k 3 h w``) it
-    is, and by variety; everything else by what was asked.
+    is, and by variety; everything else by what was asked. edited: False for pictures made from text alone, where
+    everything stands elsewhere and a second subject cannot be told.
     """
     subject = case.subject.world
     found: dict[str, torch.Tensor] = {}
@@ -145,22 +154,29 @@ def exact_measures(
         found["variety"] = variety(x)
     elif subject and "colour" not in case.answer and case.answer.get("style") != "grey":
         found["subject recognised"] = recogniser.is_subject(x, subject).float()
-    done = instruction_done(case, scenes, x)
-    if case.answer.get("subject") and subject:
-        done = found.get("subject recognised")
-    if done is not None and case.kind != "prior":
+    done = None if case.kind == "prior" else instruction_done(case, scenes, x, recogniser)
+    if done is not None:
         found["instruction done"] = done
     if case.reach == "local":
         found["background kept (dB)"] = m.background_psnr(x, scenes.x, scenes.was, scenes.will)
-        found["second subject"] = m.second_subject(x, scenes.x, scenes.was, scenes.will)
+        found["background L1"] = m.background_l1(x, scenes.x, scenes.was, scenes.will)
+        if edited:
+            found["second subject"] = m.second_subject(x, scenes.x, scenes.was, scenes.will)
     if case.kind != "prior":
         found["exact (dB)"] = m.exact_psnr(x, scenes.truth)
     found["cleanness"] = m.roughness(x, scenes.truth)
     return found
 
 
-def instruction_done(case: Case, scenes: DrawnCase, x: torch.Tensor) -> torch.Tensor | None:
-    """Return 1 where what was asked can be seen, wherever it stands in the picture; None if that cannot be told."""
+def instruction_done(case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser: Recogniser) -> torch.Tensor | None:
+    """Return 1 where what was asked can be seen, wherever it stands in the picture; None if that cannot be told.
+
+    A replacement is done when the animal is of the class that was asked for: which one of its class it is, a frozen
+    editor was not told, and "subject recognised" says it.
+    """
+    if case.answer.get("subject") or case.answer.get("animal"):
+        wanted = case.answer.get("animal") or SUBJECTS[case.answer["subject"]].class_word
+        return torch.tensor([animal == wanted for animal in recogniser.animals(x)]).float()
     if case.answer.get("place"):
         return torch.tensor([place == case.answer["place"] for place, _ in surroundings(x)]).float()
     if case.answer.get("style"):

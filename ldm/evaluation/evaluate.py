@@ -39,7 +39,7 @@ PACKAGES = ("torch", "transformers", "pillow", "numpy", "kornia")
 
 @dataclass
 class Record:
-    """One picture's figures."""
+    """One picture's figures. input: the fingerprint of the case's picture, also where a method does not see it."""
 
     case: str
     kind: str
@@ -49,6 +49,7 @@ class Record:
     index: int
     seed: int
     prompt: str
+    input: str
     file: str
     measures: dict[str, float] = field(default_factory=dict)
 
@@ -86,9 +87,15 @@ class Results:
     def summary(self) -> dict[str, dict[str, dict[str, Interval]]]:
         """Return group -> method -> measure -> mean with its 95 % interval over pictures."""
         found: dict[str, dict[str, dict[str, Interval]]] = {}
+        subject_of = {case.name: case.subject.name for case in self.suite.cases}
         for group, names in self.groups().items():
+            subjects = {subject_of[name] for name in names}
             for method in self.rows:
-                chosen = [r for r in self.records if r.method == method and r.case in (*names, PHOTOS)]
+                chosen = [
+                    r
+                    for r in self.records
+                    if r.method == method and (r.subject in subjects if method == PHOTOS else r.case in names)
+                ]
                 values: dict[str, list[float]] = {}
                 for record in chosen:
                     for measure, value in record.measures.items():
@@ -101,10 +108,11 @@ class Results:
 
 @dataclass
 class Prepared:
-    """A case with its input pictures."""
+    """A case with its input pictures and their fingerprints."""
 
     case: Case
     inputs: list[Image.Image]
+    prints: list[str]
     names: list[str]
     words: list[dict[str, str]]
     seeds: list[int]
@@ -166,7 +174,10 @@ def _measure_all(
 ) -> tuple[list[Record], dict[str, Path]]:
     """Return every picture's measures, and each case's sheet by name (written here)."""
     records, sheets = [], {}
-    photos = {name: [open_rgb(path) for path in photos_of(subject)] for name, subject in suite.subjects.items()}
+    photos = {
+        name: {path.resolve(): open_rgb(path) for path in photos_of(subject)}
+        for name, subject in suite.subjects.items()
+    }
     for prepared in cases:
         made = {
             method.name: (wanted, read_pictures(wanted))
@@ -180,7 +191,7 @@ def _measure_all(
     used = {case.case.subject.name for case in cases}
     for name, subject in suite.subjects.items():
         if name in used:
-            records += _measure_photos(subject, photos[name], models, recogniser)
+            records += _measure_photos(subject, list(photos[name].values()), models, recogniser)
     return records, sheets
 
 
@@ -214,7 +225,15 @@ def prepare(case: Case, seeds: Sequence[int]) -> Prepared:
             region = (to_tensor(mask.convert("RGB"))[:, :1] > 0).float()
     n = len(inputs)
     numbers = [seed + 1000 * i for seed in seeds for i in range(n)]
-    return Prepared(case, inputs * len(seeds), names * len(seeds), words * len(seeds), numbers, scenes, region)
+    prints = [fingerprint_of(picture) for picture in inputs]
+    return Prepared(
+        case, inputs * len(seeds), prints * len(seeds), names * len(seeds), words * len(seeds), numbers, scenes, region
+    )
+
+
+def fingerprint_of(picture: Image.Image) -> str:
+    """Return what tells a picture's pixels from another's."""
+    return hashlib.sha256(picture.tobytes()).hexdigest()[:16]
 
 
 def wanted_of(prepared: Prepared, method: Method, output: Path) -> list[Wanted]:
@@ -226,11 +245,11 @@ def wanted_of(prepared: Prepared, method: Method, output: Path) -> list[Wanted]:
             prompt=prompt_of(prepared.case, method.name, **words),
             seed=seed,
             input=None if text else picture,
-            input_name="" if text else f"{name} {hashlib.sha256(picture.tobytes()).hexdigest()[:16]}",
+            input_name="" if text else f"{name} {mark}",
             path=folder / f"{i:03d}-{seed}.png",
         )
-        for i, (picture, name, words, seed) in enumerate(
-            zip(prepared.inputs, prepared.names, prepared.words, prepared.seeds, strict=True)
+        for i, (picture, mark, name, words, seed) in enumerate(
+            zip(prepared.inputs, prepared.prints, prepared.names, prepared.words, prepared.seeds, strict=True)
         )
     ]
 
@@ -238,12 +257,13 @@ def wanted_of(prepared: Prepared, method: Method, output: Path) -> list[Wanted]:
 def _measure_case(
     prepared: Prepared,
     made: dict[str, tuple[list[Wanted], list[Image.Image]]],
-    photos: list[Image.Image],
+    photos: dict[Path, Image.Image],
     models: dict[str, Any],
     recogniser: Recogniser | None,
     output: Path,
 ) -> list[Record]:
     case, n = prepared.case, len(prepared.inputs)
+    others = others_of(case, photos)
     rows = {name: (pictures, wanted) for name, (wanted, pictures) in made.items()}
     if case.kind != "prior":
         rows[INPUT] = (prepared.inputs, None)
@@ -253,8 +273,10 @@ def _measure_case(
     for name, (pictures, wanted) in rows.items():
         inputs = [None] * n if name in TEXT_METHODS else prepared.inputs
         captions = (case.caption_before, case.caption_after)
-        found = metrics.field_measures(models, pictures, photos, inputs, captions, case.kind == "prior")
-        found |= _by_ground_truth(prepared, pictures, photos, models, recogniser)
+        # of a single photo there are no others: the methods are compared with it, its copy is not
+        near = others if others or name == INPUT else list(photos.values())
+        found = metrics.field_measures(models, pictures, near, inputs, captions, case.kind == "prior")
+        found |= _by_ground_truth(prepared, pictures, near, models, recogniser, name not in TEXT_METHODS)
         for i in range(n):
             records.append(
                 Record(
@@ -266,11 +288,19 @@ def _measure_case(
                     index=i,
                     seed=prepared.seeds[i],
                     prompt=wanted[i].prompt if wanted else "",
+                    input=prepared.prints[i],
                     file=str(wanted[i].path.relative_to(output)) if wanted else "",
                     measures={key: float(values[i]) for key, values in found.items()},
                 )
             )
     return records
+
+
+def others_of(case: Case, photos: dict[Path, Image.Image]) -> list[Image.Image]:
+    """Return the photos that pictures of a case are compared with: not the one that is edited, or else its copy would
+    be compared with itself, while the real photos are compared with the others only."""
+    own = None if case.picture is None else case.picture.resolve()
+    return [photo for path, photo in photos.items() if path != own]
 
 
 def _by_ground_truth(
@@ -279,6 +309,7 @@ def _by_ground_truth(
     photos: list[Image.Image],
     models: dict[str, Any],
     recogniser: Recogniser | None,
+    edited: bool,
 ) -> dict[str, torch.Tensor]:
     """Return what a drawn scene's truth and a mask of the edited region can tell."""
     found: dict[str, torch.Tensor] = {}
@@ -286,7 +317,8 @@ def _by_ground_truth(
         return found
     x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
     if prepared.scenes is not None and recogniser is not None:
-        found |= exact_measures(prepared.case, prepared.scenes, x, recogniser, to_tensor(photos) if photos else None)
+        near = to_tensor(photos) if photos else None
+        found |= exact_measures(prepared.case, prepared.scenes, x, recogniser, near, edited)
     if prepared.region is not None:
         before, region = to_tensor(prepared.inputs), prepared.region.expand(len(x), -1, -1, -1)
         found |= metrics.background(x, before, region)
@@ -308,8 +340,20 @@ def _measure_photos(
     if not found:
         return []
     return [
-        Record(PHOTOS, "", "", subject.name, PHOTOS, i, 0, "", "", {k: float(v[i]) for k, v in found.items()})
-        for i in range(len(photos))
+        Record(
+            case=PHOTOS,
+            kind="",
+            reach="",
+            subject=subject.name,
+            method=PHOTOS,
+            index=i,
+            seed=0,
+            prompt="",
+            input=fingerprint_of(photo),
+            file="",
+            measures={key: float(values[i]) for key, values in found.items()},
+        )
+        for i, photo in enumerate(photos)
     ]
 
 

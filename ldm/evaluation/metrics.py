@@ -18,11 +18,13 @@ from ldm.data.images import resize, to_tensor
 
 @dataclass(frozen=True)
 class Measure:
-    """A column: what it says, and which way is better ("high", "low", or "one" for nearest to 1)."""
+    """A column: what it says, which way is better ("high", "low", or "one" for nearest to 1), and whose features it is
+    made of ("dino", "clip", "lpips", or "" for none of them)."""
 
     about: str
     better: str = "high"
     digits: int = 2
+    backbone: str = ""
 
 
 MEASURES: dict[str, Measure] = {
@@ -30,22 +32,28 @@ MEASURES: dict[str, Measure] = {
     "instruction done": Measure("sprite world: what was asked can be seen in the picture"),
     "background kept (dB)": Measure("PSNR against the input outside the edited region", digits=1),
     "background L1": Measure("mean absolute difference from the input outside the edited region, 0 to 1", "low", 3),
-    "background LPIPS": Measure("LPIPS (AlexNet) against the input, the edited region blanked in both", "low", 3),
-    "second subject": Measure("sprite world: something new stands elsewhere in the picture", "low"),
+    "background LPIPS": Measure(
+        "LPIPS (AlexNet) against the input, the edited region blanked in both", "low", 3, backbone="lpips"
+    ),
+    "second subject": Measure("sprite world: something new stands elsewhere in an edited picture", "low"),
     "exact (dB)": Measure("sprite world: PSNR against the exact answer", digits=1),
     "cleanness": Measure("sprite world: total variation over the exact answer's; 1 is as clean", "one"),
-    "DINO": Measure("cosine of DINO features to the subject's photos, mean over them", digits=3),
-    "CLIP-I": Measure("cosine of CLIP features to the subject's photos, mean over them", digits=3),
-    "CLIP-T": Measure("cosine of CLIP features of the picture and its caption after", digits=3),
-    "CLIP direction": Measure("cosine of the change in pictures and the change in captions", digits=3),
+    "DINO": Measure("cosine of DINO features to the subject's other photos, mean over them", digits=3, backbone="dino"),
+    "CLIP-I": Measure(
+        "cosine of CLIP features to the subject's other photos, mean over them", digits=3, backbone="clip"
+    ),
+    "CLIP-T": Measure("cosine of CLIP features of the picture and its caption after", digits=3, backbone="clip"),
+    "CLIP direction": Measure("cosine of the change in pictures and the change in captions", digits=3, backbone="clip"),
     "leak": Measure("sprite world: the subject is recognised though only its class was asked for", "low"),
     "PRES (recogniser)": Measure(
         "sprite world: cosine of the recogniser's features of plain class samples to the subject's photos", "low", 3
     ),
     "class right": Measure("sprite world: the class that was asked for is recognised"),
     "variety": Measure("sprite world: mean CIELAB distance between class samples (8 x 8 averages)", digits=1),
-    "PRES": Measure("DINO of plain class samples to the subject's photos: lower keeps the prior", "low", 3),
-    "DIV": Measure("mean LPIPS between plain class samples: higher keeps the prior", digits=3),
+    "PRES": Measure(
+        "DINO of plain class samples to the subject's photos: lower keeps the prior", "low", 3, backbone="dino"
+    ),
+    "DIV": Measure("mean LPIPS between plain class samples: higher keeps the prior", digits=3, backbone="lpips"),
 }
 
 

@@ -170,6 +170,8 @@ def _case(results: Results, case: Any) -> str:
     head = f"<h3>{escape(case.name)} <span class='soft'>({escape(about)})</span></h3>"
     if case.hole:
         return f'{head}<p class="hole">Not run: {escape(case.hole)}.</p>'
+    if case.unmasked:
+        head += f'<p class="soft">{escape(case.unmasked)}: how well the background is kept is not measured here.</p>'
     told: dict[str, str] = {}
     for record in results.records:
         if record.case == case.name and record.prompt:

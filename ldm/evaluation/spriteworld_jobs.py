@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint import read_checkpoint, replacing
 from ldm.config import instantiate_from_config
-from ldm.data.images import save_image, to_images, to_tensor
+from ldm.data.images import check_writable, save_image, to_images, to_tensor
 from ldm.evaluation import spriteworld as world
 from ldm.evaluation.curves import curves
 from ldm.inference.auto_cfg import choose_scales, scale_grid
@@ -102,21 +102,29 @@ def latent_scale(path: Path, n: int = 400) -> float:
 
 
 def measure_checkpoint(ckpt: Path, data: Path, n: int, seed: int, output: Path | None) -> str:
-    """Return a checkpoint's measures as Markdown; with ``output`` also write them there, and a sheet of edits."""
+    """Return a checkpoint's measures as Markdown; with ``output`` also write them there, and a sheet of edits.
+
+    ckpt: an editor, or a first stage alone. Raises ValueError for any other, before anything is measured.
+    """
     checkpoint = read_checkpoint(ckpt)
-    found = {"first stage": world.first_stage_figures(reconstruction_of(ckpt), n)}
+    if output is not None:
+        check_writable(output / "measures.md")
     edit = None
     if "unet" in checkpoint.families():
-        judges = [load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
         editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
         edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
+        judges = [load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    # scenes apart from the edits' own: with the usual seed 1 those that the shipped figures were measured on
+    found = {"first stage": world.first_stage_figures(reconstruction_of(ckpt), n, seed + 1)}
+    if edit is not None:
         found |= world.measure(edit, *judges, n=n, seed=seed)
     text = world.table(found)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "measures.md").write_text(text + "\n")
+        with replacing(output / "measures.md") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
         if edit is not None:
-            save_image(world.edit_sheet(edit), output / "edits.png")
+            save_image(world.edit_sheet(edit, seed=seed), output / "edits.png")
     return text
 
 

@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from ldm.config import load_config, nearest
 from ldm.data.images import SUFFIXES
+from ldm.inference.editor import EditSettings
+from ldm.inference.generator import TextSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,21 +31,39 @@ KINDS = (
     "prior",
 )
 REACHES = ("global", "local")
-SUITE_KEYS = ("name", "about", "seeds", "batch_size", "settings", "subjects", "cases")
+SUITE_KEYS = {
+    "name": str,
+    "about": str,
+    "seeds": list,
+    "batch_size": int,
+    "settings": dict,
+    "subjects": dict,
+    "cases": list,
+}
 SUBJECT_KEYS = ("photos", "identifier", "class_word", "world")
 CAPTIONS = ("caption_before", "caption_after")
+EXPECTED = {
+    str: "words (in quotes, if they look like a number)",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "names and values",
+}
 CASE_KEYS = ("name", "subject", "kind", "reach", "prompts", "picture", "mask", "drawn", "answer", *CAPTIONS)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject: its photos, the word that names it, what it is; ``world``: its name in the sprite world."""
+    """One subject: its photos, the word that names it, what it is; ``world``: its name in the sprite world; ``masks``:
+    files that are no photos of it, wherever they lie."""
 
     name: str
     photos: Path | None
     identifier: str
     class_word: str
     world: str | None = None
+    masks: frozenset[Path] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,7 @@ class Case:
     caption_before: str = ""
     caption_after: str = ""
     hole: str = ""  # why it cannot be run; "" if it can
+    unmasked: str = ""  # why a picture has no mask though it needs one; "" if it has, or needs none
 
     @property
     def folder(self) -> str:
@@ -99,14 +120,18 @@ def read_suite(path: Path, root: Path) -> Suite:
     Raises FileNotFoundError or ValueError for what is wrong, or if no case can be run.
     """
     content = OmegaConf.to_container(load_config(path), resolve=True)
-    _known(content, SUITE_KEYS, str(path))
+    _known(content, tuple(SUITE_KEYS), str(path))
     for key in ("name", "subjects", "cases"):
         if not content.get(key):
             raise ValueError(f"suite {path} lacks {key}")
+    for key, kind in SUITE_KEYS.items():
+        _typed(content, key, kind, f"suite {path}")
     settings = content.get("settings") or {}
-    _known(settings, METHODS, f"settings of {path}")
+    _check_settings(settings, path)
     places = (Path(), path.parent, root)
-    subjects = {name: _subject(name, node, places, path) for name, node in content["subjects"].items()}
+    masks = [node.get("mask") for node in content["cases"] if isinstance(node, dict)]
+    masks = frozenset(_found(mask, places).resolve() for mask in masks if isinstance(mask, str))
+    subjects = {name: _subject(name, node, places, path, masks) for name, node in content["subjects"].items()}
     cases = [_case(node, subjects, places, path) for node in content["cases"]]
     names = [case.folder for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -115,9 +140,11 @@ def read_suite(path: Path, root: Path) -> Suite:
     if all(case.hole for case in cases):
         raise ValueError(f"no case of {path} can be run: {cases[0].hole}")
     seeds = tuple(content.get("seeds") or (0,))
-    if any(not isinstance(seed, int) or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+    if any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds of {path} are {list(seeds)}; different whole numbers from 0 are expected")
-    batch_size = content.get("batch_size") or 1
+    batch_size = 1 if content.get("batch_size") is None else content["batch_size"]
+    if batch_size < 1:
+        raise ValueError(f"batch_size of {path} is {batch_size}; at least 1 is needed")
     return Suite(content["name"], content.get("about") or "", seeds, batch_size, settings, subjects, tuple(cases))
 
 
@@ -127,6 +154,39 @@ def _known(node: Any, keys: tuple[str, ...], where: str) -> None:
     for key in node:
         if key not in keys:
             raise ValueError(f"unknown key '{key}' in {where}{nearest(str(key), list(keys))}")
+
+
+def _typed(node: dict, key: str, kind: type, where: str) -> None:
+    """Raise ValueError if a node has a value of another type under a key (none at all is fine)."""
+    value = node.get(key)
+    if value is not None and type(value) is not kind:
+        raise ValueError(f"{key} of {where} is {value!r}; expected {EXPECTED[kind]}"[:200])
+
+
+def _check_settings(settings: Any, path: Path) -> None:
+    """Raise ValueError for settings that a method does not have, or of the wrong type or size."""
+    where = f"settings of {path}"
+    _known(settings, METHODS, where)
+    for method, node in settings.items():
+        kind = TextSettings if method in TEXT_METHODS else EditSettings
+        _known(node, tuple(kind.__dataclass_fields__), f"{method} in {where}")
+        for key, value in node.items():
+            usual = getattr(kind(), key)
+            if key == "guidance_interval":
+                fits = isinstance(value, list) and len(value) == 2 and all(_is_number(v) for v in value)
+            else:
+                fits = _is_number(value) if isinstance(usual, float) else type(value) is type(usual)
+            if not fits:
+                wanted = "two numbers" if key == "guidance_interval" else EXPECTED[type(usual)]
+                raise ValueError(f"{key} of {method} in {where} is {value!r}; expected {wanted}"[:200])
+        try:
+            kind(**node).checked(*(1,) if method in TEXT_METHODS else ())
+        except ValueError as error:
+            raise ValueError(f"{method} in {where}: {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _one_of(value: Any, known: tuple[str, ...], what: str, where: str) -> str:
@@ -145,9 +205,13 @@ def _found(name: str, places: tuple[Path, ...]) -> Path:
     return next((place / name for place in places if (place / name).exists()), Path(name))
 
 
-def _subject(name: str, node: Any, places: tuple[Path, ...], path: Path) -> Subject:
+def _subject(name: str, node: Any, places: tuple[Path, ...], path: Path, masks: frozenset[Path]) -> Subject:
     where = f"subject '{name}' of {path}"
+    if not isinstance(name, str):
+        raise ValueError(f"{where}: its name should be {EXPECTED[str]}")
     _known(node, SUBJECT_KEYS, where)
+    for key in SUBJECT_KEYS:
+        _typed(node, key, str, where)
     if not node.get("class_word"):
         raise ValueError(f"{where} lacks class_word: what it is, like dog")
     photos = _found(node["photos"], places) if node.get("photos") else None
@@ -156,7 +220,7 @@ def _subject(name: str, node: Any, places: tuple[Path, ...], path: Path) -> Subj
         from ldm.spriteworld.scene import SUBJECTS
 
         _one_of(world, tuple(SUBJECTS), "sprite-world subject", where)
-    return Subject(name, photos, node.get("identifier") or "sks", node["class_word"], world)
+    return Subject(name, photos, node.get("identifier") or "sks", node["class_word"], world, masks)
 
 
 def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], path: Path) -> Case:
@@ -165,6 +229,10 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
     for key in ("name", "subject", "kind", "reach", "prompts"):
         if not node.get(key):
             raise ValueError(f"{where} lacks {key}")
+    for key in ("picture", "mask", *CAPTIONS):
+        _typed(node, key, str, where)
+    for key in ("drawn", "answer"):
+        _typed(node, key, dict, where)
     subject = subjects[_one_of(node["subject"], tuple(subjects), "subject", where)]
     _one_of(node["kind"], KINDS, "kind", where)
     _one_of(node["reach"], REACHES, "reach", where)
@@ -179,9 +247,12 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
         for method, text in node["prompts"].items()
     }
     picture, mask = (_found(node[key], places) if node.get(key) else None for key in ("picture", "mask"))
+    unmasked = ""
     if mask is not None and not mask.is_file():
         logger.warning("%s: no mask at '%s', so how well the background is kept cannot be measured", where, mask)
-        mask = None
+        mask, unmasked = None, f"no mask at '{mask}'"
+    elif mask is None and picture is not None and node["reach"] == "local" and node["kind"] != "prior":
+        unmasked = "no mask"
     case = Case(
         name=_plain(str(node["name"]), where),
         subject=subject,
@@ -195,6 +266,7 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
         caption_before=node.get("caption_before") or "",
         caption_after=node.get("caption_after") or "",
         hole=_hole(picture, subject),
+        unmasked=unmasked,
     )
     if drawn is not None:
         from ldm.evaluation.drawn import check_drawn
@@ -225,12 +297,14 @@ def _hole(picture: Path | None, subject: Subject) -> str:
 
 
 def photos_of(subject: Subject) -> list[Path]:
-    """Return a subject's photos (a folder's, or the one file), sorted; none if there are none."""
+    """Return a subject's photos (a folder's without the suite's masks, or the one file), sorted; none if there are
+    none."""
     if subject.photos is None or not subject.photos.exists():
         return []
     if subject.photos.is_file():
         return [subject.photos]
-    return sorted(p for p in subject.photos.iterdir() if p.suffix.lower() in SUFFIXES)
+    found = (p for p in subject.photos.iterdir() if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in found if p.resolve() not in subject.masks)
 
 
 def prompt_of(case: Case, method: str, **scene: str) -> str:

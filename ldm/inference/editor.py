@@ -145,13 +145,15 @@ class ImageEditor:
         seeds: Sequence[int] = (0,),
         mask: Image.Image | None = None,
         progress: Callable[[], None] | None = None,
+        condition: torch.Tensor | None = None,
     ) -> list[Image.Image]:
         """Return edited pictures, one for every photo, in one batch.
 
         photos: PIL pictures (a single one is repeated for every seed or instruction); instruction: one for all or
         one each; seeds: one each, or one for all, from which the others count up. mask: light where to edit; needs
-        photos of its size. progress: called after each step. A picture depends on its own photo, instruction, seed
-        and settings, not on the batch. Raises ValueError for empty instructions, sizes and settings out of range.
+        photos of its size. progress: called after each step. condition: see ``sample``. A picture depends on its own
+        photo, instruction, seed and settings, not on the batch. Raises ValueError for empty instructions, sizes and
+        settings out of range.
         """
         settings = (settings or EditSettings()).checked()
         photos, instructions, seeds = _aligned(photos, instruction, seeds)
@@ -164,7 +166,7 @@ class ImageEditor:
         inputs = [self.prepared(photo, settings) for photo in photos]
         if len({picture.size for picture in inputs}) > 1:
             raise ValueError("pictures of different shapes cannot be edited in one batch; edit them one by one")
-        x = self.sample(images.to_tensor(inputs), instructions, settings, seeds, progress)
+        x = self.sample(images.to_tensor(inputs), instructions, settings, seeds, progress, condition)
         edited = images.to_images(x)
         if settings.keep_size:
             edited = [images.resize(picture, photo.size) for picture, photo in zip(edited, photos, strict=True)]
@@ -190,14 +192,16 @@ class ImageEditor:
         settings: EditSettings,
         seeds: Sequence[int],
         progress: Callable[[], None] | None = None,
+        condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return edited pictures ``b 3 h w`` (about [-1, 1]) of input pictures in [-1, 1] on the model's grid.
 
+        condition: ``picture_condition`` of the input pictures, ``b 4 h w``, for one who edits them several times.
         The random numbers are upstream's: ``manual_seed(seed)`` on the model's device, one draw for the start, one
         per ancestral step. Raises FloatingPointError if the result is not finite.
         """
         device, settings = self.device, settings.checked()
-        c_concat = self.model.picture_condition(x.to(device)).float()
+        c_concat = (self.model.picture_condition(x.to(device)) if condition is None else condition).float()
         crossattn = torch.cat([self.text_states(text) for text in instructions])
         denoise = GuidedDenoiser(
             self.model.denoiser(),

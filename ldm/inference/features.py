@@ -39,15 +39,33 @@ def prepare(images: Sequence[Image.Image], resize: int, crop: int, statistics: t
     return torch.stack(found)
 
 
+def pretrained(kind: Any, name: str, **options: Any) -> Any:
+    """Return a transformers model with all of its weights, in evaluation mode.
+
+    Raises OSError if it is not there, ValueError if the files are another model's: transformers itself gives what it
+    does not find random values.
+    """
+    try:
+        model, found = kind.from_pretrained(name, local_files_only=True, output_loading_info=True, **options)
+    except RuntimeError as error:
+        raise ValueError(f"its weights do not fit {kind.__name__}: {' '.join(str(error).split())[:200]}") from error
+    missing = sorted(key for key in found["missing_keys"] if not key.endswith("position_ids"))
+    if missing:
+        raise ValueError(
+            f"it lacks {len(missing)} weights of {kind.__name__}, like {missing[0]}: another model's folder?"
+        )
+    return model.eval()
+
+
 class Dino:
     """DINO ViT-S/16: the class token of the last layer, as DreamBooth measures subjects."""
 
     def __init__(self, name: str = DINO, device: str | torch.device = "cpu"):
-        """name: a folder, or a name in the hub's cache. Raises OSError if it is not there."""
+        """name: a folder, or a name in the hub's cache. Raises OSError or ValueError, see ``pretrained``."""
         from transformers import ViTModel
 
         self.name = name
-        self.model = ViTModel.from_pretrained(name, local_files_only=True, add_pooling_layer=False).eval().to(device)
+        self.model = pretrained(ViTModel, name, add_pooling_layer=False).to(device)
         self.crop = self.model.config.image_size
         self.resize = round(self.crop * 256 / 224)
 
@@ -68,11 +86,11 @@ class Clip:
     """CLIP: pictures and sentences in one space."""
 
     def __init__(self, name: str = CLIP, device: str | torch.device = "cpu"):
-        """name: a folder, or a name in the hub's cache. Raises OSError if it is not there."""
+        """name: a folder, or a name in the hub's cache. Raises OSError or ValueError, see ``pretrained``."""
         from transformers import CLIPModel
 
         self.name = name
-        self.model = CLIPModel.from_pretrained(name, local_files_only=True).eval().to(device)
+        self.model = pretrained(CLIPModel, name).to(device)
         self.crop = self.resize = self.model.config.vision_config.image_size
 
     @property
@@ -169,7 +187,8 @@ def backbones(
         except (OSError, ValueError, KeyError) as error:
             if name:
                 raise ValueError(f"--{key} '{name}' cannot be loaded: {error}") from error
-            absent[key] = f"no '{usual}' in the hub's cache; give --{key} FOLDER"
+            why = f"no '{usual}' in the hub's cache" if isinstance(error, OSError) else f"'{usual}': {error}"
+            absent[key] = f"{why}; give --{key} FOLDER"
     if lpips:
         found["lpips"] = Lpips(*lpips)
     else:

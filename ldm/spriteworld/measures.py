@@ -6,6 +6,7 @@ per picture, ``(b,)``, and ``bootstrap`` puts an interval around their mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,12 @@ def _psnr(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return -10 * torch.log10((_mean_inside(error.square(), mask) / 4).clamp(min=1e-6))
 
 
+def _outside(masks: Sequence[torch.Tensor], margin: int) -> torch.Tensor:
+    """1 where no mask comes nearer than ``margin`` pixels."""
+    inside = F.max_pool2d(torch.stack(tuple(masks)).amax(0), 2 * margin + 1, stride=1, padding=margin)
+    return (inside < 0.02).float()
+
+
 def masked_psnr(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the PSNR (dB, at most 60) against the true picture inside the mask: for a first stage's subjects."""
     return _psnr(x - truth, mask)
@@ -66,9 +73,13 @@ def background_psnr(x: torch.Tensor, source: torch.Tensor, *masks: torch.Tensor,
 
     masks: the subject's before and after; they are widened by ``margin`` pixels, the ground shadow's reach.
     """
-    inside = torch.stack(masks).amax(0)
-    inside = F.max_pool2d(inside, 2 * margin + 1, stride=1, padding=margin)
-    return _psnr(x - source, (inside < 0.02).float())
+    return _psnr(x - source, _outside(masks, margin))
+
+
+def background_l1(x: torch.Tensor, source: torch.Tensor, *masks: torch.Tensor, margin: int = 3) -> torch.Tensor:
+    """Return the mean absolute difference (of values in [0, 1]) from the input outside all masks, as
+    ``background_psnr`` takes them."""
+    return _mean_inside((x - source).abs() / 2, _outside(masks, margin))
 
 
 def colour_distance(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -120,12 +131,26 @@ def incomplete(
 
 def second_subject(x: torch.Tensor, source: torch.Tensor, *masks: torch.Tensor, share: float = 0.02) -> torch.Tensor:
     """Return 1 where something new stands outside the subject's place: more than ``share`` of the picture has changed
-    strongly in one connected patch there (a published failure: a second dog)."""
-    inside = F.max_pool2d(torch.stack(masks).amax(0), 9, stride=1, padding=4)
-    changed = silhouette(x, source, threshold=20.0) * (inside < 0.02).float()
-    # one patch, not scattered speckle: what survives an erosion of one pixel around
-    solid = -F.max_pool2d(-changed, 3, stride=1, padding=1)
-    return (solid.flatten(1).mean(1) > share).float()
+    strongly in one connected patch there, its outermost pixels not counted (a published failure: a second dog)."""
+    changed = silhouette(x, source, threshold=20.0) * _outside(masks, 4)
+    solid = -F.max_pool2d(-changed, 3, stride=1, padding=1)  # thin bridges between patches go, too
+    return (largest_patch(solid) > share).float()
+
+
+def largest_patch(shape: torch.Tensor) -> torch.Tensor:
+    """Return the share of the picture that the largest connected patch (also over corners) of a silhouette takes."""
+    b, _, h, w = shape.shape
+    numbers = torch.arange(1, h * w + 1, dtype=torch.float32, device=shape.device).view(1, 1, h, w) * shape
+    while True:  # every pixel takes the highest number around it, until each patch has one number
+        spread = F.max_pool2d(numbers, 3, stride=1, padding=1) * shape
+        if torch.equal(spread, numbers):
+            break
+        numbers = spread
+    flat = numbers.view(b, -1).long()
+    counts = torch.zeros(b, h * w + 1, device=shape.device).scatter_add_(
+        1, flat, torch.ones_like(flat, dtype=torch.float32)
+    )
+    return counts[:, 1:].amax(1) / (h * w)  # number 0 is what lies outside the silhouette
 
 
 def training_background(
@@ -133,8 +158,7 @@ def training_background(
 ) -> torch.Tensor:
     """Return 1 where the background is nearer to some training photo's than to the input's own (a published failure:
     the wolf's wood becomes a living room). photos: ``n 3 h w``."""
-    inside = F.max_pool2d(torch.stack(masks).amax(0), 2 * margin + 1, stride=1, padding=margin)
-    outside = (inside < 0.02).float()
+    outside = _outside(masks, margin)
     own = _mean_inside((x - source).abs(), outside)
     others = torch.stack([_mean_inside((x - photo[None]).abs(), outside) for photo in photos])
     return (others.amin(0) < own).float()

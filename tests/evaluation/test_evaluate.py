@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from PIL import Image
 
 from ldm.checkpoint import read_checkpoint, save_checkpoint
+from ldm.data.images import to_tensor
 from ldm.evaluation import methods as methods_module
 from ldm.evaluation.compare import compare
 from ldm.evaluation.evaluate import BOUNDS, as_markdown, evaluate
@@ -75,6 +77,37 @@ def run(tmp_path, output, given=GIVEN, content=None):
     return evaluate(suite, read_methods(given, suite), {}, {"dino": "none here"}, recogniser, output, precision="fp32")
 
 
+class Colours:
+    """In the place of a backbone: a picture's mean colour as unit features."""
+
+    name, preprocessing = "mean colour", "none"
+
+    def images(self, images):
+        return F.normalize(torch.stack([to_tensor(image)[0].add(1).mean((1, 2)) for image in images]), dim=1)
+
+
+def coloured_suite(tmp_path, colours=("red", "lime", "blue"), **more):
+    """A suite of one subject, whose photos are plain colours; the first one is edited."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (64, 64), colour).save(folder / f"{i:02d}.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    mask.save(folder / "00-mask.png")
+    case = {
+        "name": "hat", "subject": "rex", "kind": "accessorisation", "reach": "local", "picture": "photos/00.png",
+        "mask": "photos/00-mask.png", "prompts": {"instruct_pix2pix": "give it a hat"},
+    }  # fmt: skip
+    subjects = {"rex": {"photos": "photos", "class_word": "dog"}}
+    return {"name": "colours", "subjects": subjects, "cases": [case | more]}
+
+
+def bounds(tmp_path, content):
+    """What an evaluation says without any method."""
+    return evaluate(read_suite(write(tmp_path, content), ROOT), [], {"dino": Colours()}, {}, None, tmp_path / "out")
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("evaluation")
@@ -128,6 +161,9 @@ def test_every_picture_has_its_row_its_file_and_its_recipe(done):
         assert (recipe["prompt"], recipe["seed"], recipe["method"]) == (record.prompt, record.seed, record.method)
     with open(tmp_path / "out/results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    inputs = {(row["case"], row["index"]): row["input"] for row in rows}
+    assert all(len(row["input"]) == 16 and row["input"] == inputs[row["case"], row["index"]] for row in rows)
+    assert len(set(inputs.values())) >= 2 + 1  # two scenes and a photo
     assert len(rows) == len(results.records)
     assert {row["method"] for row in rows} == {"dreambooth", "instruct_pix2pix", *BOUNDS}
     same = [r for r in made if r.case == "drawn" and r.index == 1]
@@ -143,12 +179,73 @@ def test_bounds_bound_and_holes_are_named(done):
     assert replaced["input copied"]["background kept (dB)"].mean == 60
     assert replaced["real photos"]["subject recognised"].mean >= 0.9
     assert "real photos" not in summary["prior (the plain class)"]
+    assert replaced["input copied"]["background L1"].mean == 0
+    assert "second subject" in replaced["instruct_pix2pix"]
+    assert "second subject" not in replaced["dreambooth"]  # from text alone everything stands elsewhere
     real = [r for r in results.records if r.case == "real" and r.method == "input copied"]
     assert real[0].measures["background L1"] == 0
     content = json.loads((tmp_path / "out/results.json").read_text())
     assert list(content["holes"]) == ["hole"]
     assert content["methods"][0]["hash"]
     assert "| real photos |" in as_markdown(results, "replacement")
+
+
+def test_masks_are_no_photos_and_a_photo_is_never_compared_with_itself(tmp_path):
+    results = bounds(tmp_path, coloured_suite(tmp_path))
+    found = {
+        name: [r.measures["DINO"] for r in results.records if r.method == name]
+        for name in ("input copied", "real photos")
+    }
+    assert found == {"input copied": [0], "real photos": [0, 0, 0]}
+
+
+def test_the_only_photo_is_no_bound_for_its_own_copy(tmp_path):
+    results = bounds(tmp_path, coloured_suite(tmp_path, ("red",)))
+    assert [r.method for r in results.records] == ["input copied"]
+    assert "DINO" not in results.records[0].measures
+    assert "background L1" in results.records[0].measures
+
+
+def test_the_real_photos_of_a_group_are_those_of_its_subjects(tmp_path):
+    content = coloured_suite(tmp_path)
+    (tmp_path / "photos").rename(tmp_path / "first")
+    more = coloured_suite(tmp_path, ("white", "black"))
+    content["subjects"] = {"rex": {"photos": "first", "class_word": "dog"}, "tom": more["subjects"]["rex"]}
+    rex, tom = content["cases"][0], more["cases"][0]
+    rex |= {"picture": "first/00.png", "mask": "first/00-mask.png"}
+    tom |= {"name": "snow", "subject": "tom", "kind": "recontextualisation", "reach": "global"}
+    content["cases"] = [rex, tom]
+    summary = bounds(tmp_path, content).summary()
+    counts = {group: rows["real photos"]["DINO"].n for group, rows in summary.items()}
+    assert counts == {
+        "all edits": 5, "global edits": 2, "local edits": 3, "accessorisation": 3, "recontextualisation": 2
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        ("photos/00-mask.png", None),
+        ("photos/01-mask.png", "no mask at 'photos/01-mask.png': how well"),
+        (None, "no mask: how well"),
+    ],
+)
+def test_the_report_says_where_no_mask_is(tmp_path, mask, says):
+    results = bounds(tmp_path, coloured_suite(tmp_path, mask=mask))
+    page = Page()
+    page.feed((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert ("background L1" in results.records[0].measures) == (says is None)
+    assert says in page.text if says else "no mask" not in page.text
+    assert page.open == []
+
+
+def test_a_folder_of_masks_only_is_a_hole(tmp_path):
+    content = coloured_suite(tmp_path)
+    for i in range(3):
+        (tmp_path / f"photos/{i:02d}.png").rename(tmp_path / f"{i:02d}.png")
+    content["cases"][0]["picture"] = "00.png"
+    with pytest.raises(ValueError, match="put photos of rex"):
+        read_suite(write(tmp_path, content), ROOT)
 
 
 def test_called_again_it_makes_only_what_is_missing(done, monkeypatch):
@@ -208,6 +305,44 @@ def test_two_results_are_compared_picture_by_picture(done, tmp_path):
         compare(tmp_path, folder / "out")
 
 
+def result(tmp_path, name, **more):
+    """A folder with a small result: one picture by one method."""
+    record = {
+        "case": "hat", "subject": "rex", "method": "instruct_pix2pix", "index": 0, "seed": 0, "input": "aa",
+        "measures": {"background L1": 0.1, "CLIP-T": 0.2, "DINO": 0.5},
+    }  # fmt: skip
+    record |= {key: more.pop(key) for key in list(more) if key in record}
+    record = {key: value for key, value in record.items() if value is not None}
+    method = {"method": "instruct_pix2pix", "subject": "all", "weights": f"{name}.ckpt", "hash": f"hash-of-{name}"}
+    (tmp_path / name).mkdir()
+    content = {"suite": "s", "records": [record], "methods": [method], **more}
+    (tmp_path / name / "results.json").write_text(json.dumps(content))
+    return tmp_path / name
+
+
+def test_pictures_of_other_inputs_are_not_paired(tmp_path):
+    a, other = result(tmp_path, "a"), result(tmp_path, "other", input="bb")
+    older, oldest = (result(tmp_path, name, input=None) for name in ("older", "oldest"))
+    with pytest.raises(ValueError, match=r"no picture and measure in common$"):
+        compare(a, other)
+    with pytest.raises(ValueError, match="older' does not say which inputs it had"):
+        compare(a, older)
+    assert "| instruct_pix2pix | DINO | 0.500 | 0.500 |" in compare(older, oldest)
+
+
+def test_a_comparison_names_both_weights_and_leaves_out_what_other_backbones_measured(tmp_path):
+    dino, clip = ({key: {"weights": key, "preprocessing": "p"}} for key in ("dino", "clip"))
+    a = result(tmp_path, "a", backbones={**dino, **clip})
+    b = result(tmp_path, "b", backbones={**dino, "clip": {"weights": "clip-large", "preprocessing": "p"}})
+    table = compare(a, b)
+    assert "| DINO |" in table
+    assert "| background L1 |" in table
+    assert "| CLIP-T |" not in table
+    assert "left out: CLIP-I, CLIP-T, CLIP direction, measured by 'clip' (p) and 'clip-large' (p)" in table
+    assert "A: instruct_pix2pix (all): a.ckpt, hash-of-a" in table
+    assert "B: instruct_pix2pix (all): b.ckpt, hash-of-b" in table
+
+
 def test_the_best_is_marked_only_where_intervals_are_apart():
     rows = {"a": {"leak": Interval(0.1, 0.05, 0.15, 9)}, "b": {"leak": Interval(0.3, 0.2, 0.4, 9)}}
     assert best_of(rows, "leak", ()) == "a"
@@ -253,13 +388,36 @@ def changed(content, path, value):
         (("subjects", "biscuit", "class_word"), None, "lacks class_word"),
         (("subjects", "biscuit", "world"), "rex", "unknown sprite-world subject"),
         (("seeds",), [1, 1], "different whole numbers"),
-        (("settings", "dreambooth", "stepps"), 3, "stepps"),
+        (("seeds",), 5, "seeds of suite"),
+        (("seeds",), [True], "different whole numbers"),
+        (("batch_size",), "8", "batch_size of suite"),
+        (("batch_size",), 0, "at least 1"),
+        (("name",), 2024, "name of suite"),
+        (("subjects",), ["biscuit"], "subjects of suite"),
+        (("subjects", "biscuit"), "dog", "should hold names and values"),
+        (("subjects", "biscuit", "photos"), 5, "photos of subject 'biscuit'"),
+        (("cases",), {"a": 1}, "cases of suite"),
+        (("cases", 0, "drawn"), 5, "drawn of case 'drawn'"),
+        (("cases", 0, "drawn", "seed"), "x", "seed of case 'drawn'"),
+        (("cases", 0, "drawn", "scenes"), "2", "draws '2' scenes"),
+        (("cases", 0, "answer"), "biscuit", "answer of case 'drawn'"),
+        (("cases", 0, "prompts"), "a dog", "should hold names and values"),
+        (("cases", 1, "picture"), ["photo.png"], "picture of case 'real'"),
+        (("cases", 1, "caption_after"), 7, "caption_after of case 'real'"),
+        (("settings",), [1], "settings of suite"),
+        (("settings",), {"dreambooth": None}, "dreambooth in settings"),
+        (("settings", "dreambooth", "stepps"), 3, "unknown key 'stepps' in dreambooth in settings"),
+        (("settings", "dreambooth", "steps"), "3", "steps of dreambooth in settings"),
+        (("settings", "dreambooth", "steps"), 0, "dreambooth in settings"),
+        (("settings", "instruct_pix2pix", "text_scale"), True, "text_scale of instruct_pix2pix"),
+        (("settings", "instruct_pix2pix", "guidance_interval"), [1], "expected two numbers"),
+        (("settings", "instruct_pix2pix", "sampler"), "dmp", "instruct_pix2pix in settings"),
     ],
 )
 def test_bad_suites_are_one_clear_line(tmp_path, path, value, says):
     content = changed(suite_content(tmp_path), path, value)
-    with pytest.raises((ValueError, TypeError), match=re.escape(says)) as error:
-        read_methods(GIVEN, read_suite(write(tmp_path, content), ROOT))
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        read_suite(write(tmp_path, content), ROOT)
     assert "\n" not in str(error.value)
 
 
@@ -279,6 +437,11 @@ def test_the_published_suites_run_as_soon_as_their_pictures_are_there(tmp_path, 
     suite = read_suite(ROOT / f"configs/evaluation/{name}.yaml", tmp_path)
     assert not suite.holes
     assert {"instruct_pix2pix", "instruct2dream", "dreambooth"} == set().union(*(case.prompts for case in suite.cases))
+    priors = [case for case in suite.cases if case.kind == "prior"]
+    assert priors
+    for case in priors:  # asked of another member of the class: of the subject's own photo PRES would measure the input
+        assert case.picture.parent not in [subject.photos for subject in suite.subjects.values()]
+        assert not {"instruct_pix2pix", "instruct2dream", "dreambooth"} - set(case.prompts)
 
 
 @pytest.mark.parametrize(

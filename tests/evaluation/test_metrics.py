@@ -1,11 +1,13 @@
 """Measures on hand-made cases, and backbones against transformers' own classes."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from ldm.evaluation import metrics
@@ -159,6 +161,27 @@ def test_backbones_that_are_absent_say_so_and_named_ones_must_be_there(tmp_path,
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"features\.0\.weight"):
         backbones(None, None, (tmp_path / "a.safetensors", tmp_path / "a.safetensors"))
+
+
+def test_a_backbone_with_missing_or_misshapen_weights_is_refused(tmp_path, dino, clip):
+    """transformers fills such weights with random values and goes on; figures of them would mean nothing."""
+    for flag, whole, kind in (("dino", dino, "ViTModel"), ("clip", clip, "CLIPModel")):
+        given = {"dino": None, "clip": None}
+        weights = load_file(whole / "model.safetensors")
+        name = next(
+            key
+            for key in sorted(weights)
+            if key.endswith("layernorm_before.weight" if flag == "dino" else "layer_norm1.weight")
+        )
+        for change, says in (({}, "it lacks 1 weights of"), ({name: torch.ones(7)}, "its weights do not fit")):
+            folder = tmp_path / f"{flag}-{len(change)}"
+            shutil.copytree(whole, folder)
+            save_file(
+                {k: v for k, v in weights.items() if k != name} | change, folder / "model.safetensors", {"format": "pt"}
+            )
+            given[flag] = str(folder)
+            with pytest.raises(ValueError, match=rf"--{flag} .* cannot be loaded: {says} {kind}"):
+                backbones(given["dino"], given["clip"], None)
 
 
 def test_all_measures_of_a_real_picture_case(dino, clip, lpips):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.images import to_images
+from ldm.data.images import to_images, to_tensor
 from ldm.evaluation.spriteworld import draw_edits, pictures
 from ldm.inference.auto_cfg import believed, choose_scales, scale_grid, total_steps
 from ldm.inference.edit_job import plan_job, run_job
@@ -68,6 +68,18 @@ def test_the_best_come_first_in_full_steps_and_the_rest_are_drafts(editor, photo
     assert len(calls) == total_steps(settings, grid) == 6 * 10 + 3 * 12
     again = editor.edit(photo, "replace the wolf with a bear", found[0].settings, [3])[0]
     assert again.tobytes() == found[0].picture.tobytes()
+
+
+def test_the_photo_is_encoded_once_for_all_candidates(editor, photo, monkeypatch):
+    whole, seen = editor.model.picture_condition, []
+    monkeypatch.setattr(editor.model, "picture_condition", lambda x: (seen.append(x), whole(x))[1])
+    grid = [(1.0, 1.5), (2.5, 1.5)]
+    found = choose_scales(editor, photo, "replace the wolf with a bear", SETTINGS, 3, grid)
+    assert len(seen) == 1 + len(grid)  # the photo, then each candidate to be judged
+    assert torch.equal(seen[0], to_tensor(photo))
+    monkeypatch.undo()
+    for candidate in found:
+        assert candidate.score == believed(editor, candidate.picture, photo, "replace the wolf with a bear")
 
 
 def test_a_job_writes_the_choice_its_recipe_and_the_sheet_of_all(tmp_path, editor):

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,9 @@ from ldm.data.images import to_tensor
 from ldm.evaluation.spriteworld import draw_edits, figures_of, masks, pictures
 from ldm.models.build import load_model
 from ldm.spriteworld import measures as m
-from ldm.spriteworld.instructions import KINDS
+from ldm.spriteworld.instructions import KINDS, Edit
 from ldm.spriteworld.recogniser import load_recogniser
-from ldm.spriteworld.scene import draw
+from ldm.spriteworld.scene import draw, random_scene
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "spriteworld"
 
@@ -53,6 +54,15 @@ def test_psnr_is_the_textbooks(swaps):
     assert m.masked_psnr(inside, truth, (will == 0).float()).min() == 60
 
 
+def test_the_backgrounds_difference_counts_only_outside_both_masks(swaps):
+    before, _, was, will = swaps
+    assert m.background_l1(before, before, was, will).max() == 0
+    shifted = before + 0.02  # in [-1, 1]: 1 % of the range
+    assert m.background_l1(shifted, before, was, will).tolist() == pytest.approx([0.01] * len(before), abs=1e-6)
+    inside = torch.lerp(before, -before, (torch.stack([was, will]).amax(0) > 0.02).float())
+    assert m.background_l1(inside, before, was, will).max() == 0
+
+
 def test_a_copy_of_the_input_keeps_the_background_and_misses_the_edit(swaps):
     before, truth, was, will = swaps
     assert m.background_psnr(before, before, was, will).min() == 60
@@ -76,6 +86,41 @@ def test_a_second_animal_is_seen_and_the_true_answer_is_not_suspected(swaps):
     free = torch.stack([was, will]).amax(0)[:, :, 0:20, 0:20].flatten(1).amax(1) < 0.02
     assert free.sum() >= 6
     assert m.second_subject(doubled, before, was, will)[free].mean() == 1
+
+
+def test_a_whole_second_animal_counts_wherever_it_stands():
+    edits = draw_edits(24, 5, "class")
+    first = [replace(e.target, style="day", pose=replace(e.target.pose, x=0.85, scale=0.5)) for e in edits]
+    second = [replace(e.target, style="day", pose=replace(e.target.pose, x=0.3, scale=0.85), hat=None) for e in edits]
+    truth, alone, was, will = pictures(first), pictures(second), masks(first), masks(second)
+    x = torch.lerp(truth, alone, will)
+    apart = (was * will).flatten(1).amax(1) == 0
+    assert apart.sum() >= 12
+    assert m.second_subject(x, truth, was, was)[apart].mean() >= 0.9
+    assert m.second_subject(truth, truth, was, was).sum() == 0
+
+
+def test_many_small_patches_are_no_second_subject(swaps):
+    before, truth, was, will = swaps
+    speckled = truth.clone()
+    for y in range(1, 58, 9):
+        for x in range(1, 58, 9):
+            speckled[:, :, y : y + 5, x : x + 5] = torch.tensor([1.0, -0.8, 0.9]).view(1, 3, 1, 1)
+    free = (F.max_pool2d(torch.stack([was, will]).amax(0), 9, stride=1, padding=4) < 0.02).float()
+    changed = m.silhouette(speckled, before, 20.0) * free
+    solid = -F.max_pool2d(-changed, 3, stride=1, padding=1)
+    assert solid.flatten(1).mean(1).min() > 0.02  # all of them together would be enough
+    assert m.second_subject(speckled, before, was, will).sum() == 0
+
+
+def test_the_largest_patch_of_known_shapes():
+    shape = torch.zeros(3, 1, 10, 10)
+    shape[0, 0, 1:4, 1:4] = 1
+    shape[0, 0, 6:8, 6:8] = 1  # 9 and 4 pixels apart
+    snake = [(0, i) for i in range(10)] + [(1, 9), (2, 9)] + [(3, i) for i in range(9, -1, -1)] + [(4, 0), (5, 1)]
+    for row, column in snake:
+        shape[1, 0, row, column] = 1
+    assert m.largest_patch(shape).tolist() == pytest.approx([0.09, len(snake) / 100, 0])
 
 
 def test_training_backgrounds_are_told_from_the_inputs_own(swaps):
@@ -144,3 +189,23 @@ def test_the_truth_through_the_first_stage_counts_as_done_and_noise_does_not(kin
     for name in SUCCESS[kind]:
         assert rebuilt[name].mean >= 0.85, name
         assert none[name].mean <= 0.2, name
+
+
+@pytest.mark.parametrize("item", ["hat", "collar"])
+def test_an_accessory_is_judged_where_the_true_pictures_differ_also_on_the_animal(item):
+    judges = [load_recogniser(DATA / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    bare = [random_scene(np.random.default_rng([7, i, 87]), hat=None, collar=None, style="day") for i in range(16)]
+    worn = [replace(scene, **{item: "pink"}) for scene in bare]
+    for sources, targets in ((bare, worn), (worn, bare)):
+        edits = [Edit("accessory", a, b, "") for a, b in zip(sources, targets, strict=True)]
+        before, truth = pictures(sources), pictures(targets)
+        fringe = ((masks(sources) - masks(targets)).abs() > 0).float()
+        only_inside, only_fringe = torch.lerp(truth, before, fringe), torch.lerp(before, truth, fringe)
+        done = {
+            name: figures_of(edits, x, *judges)["done"].mean
+            for name, x in (("truth", truth), ("copy", before), ("inside", only_inside), ("fringe", only_fringe))
+        }
+        assert (done["truth"], done["copy"]) == (1, 0)
+        if item == "collar":  # the collar itself decides, not the few pixels that stick out
+            assert done["inside"] >= 0.9
+            assert done["fringe"] <= 0.1

@@ -1,0 +1,200 @@
+"""The commands around the measures: each option has its effect or is refused, and what was stopped goes on."""
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ldm.checkpoint import read_checkpoint, save_checkpoint
+from ldm.evaluation import spriteworld_jobs as jobs
+from ldm.inference import auto_cfg
+from ldm.inference.editor import EditSettings
+from ldm.spriteworld.instructions import KINDS
+from ldm.spriteworld.recogniser import accuracy, load_recogniser
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data" / "spriteworld"
+
+PYTHON = """#!/usr/bin/env bash
+echo "$*" >> asked.txt
+case "$*" in
+  "scripts/train.py configs"*) echo logs/new_dreambooth-biscuit ;;
+esac
+"""
+
+
+def evaluate_spriteworld(folder, *kept):
+    """Run the script with a stand-in for Python, beside a DreamBooth run that kept these files; return what it asked
+    Python for."""
+    (folder / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/evaluate_spriteworld.sh", folder / "scripts")
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    for name in ("1_biscuit", "2_dreambooth-biscuit"):
+        (folder / "logs" / name / "checkpoints").mkdir(parents=True)
+    (folder / "logs/1_biscuit/checkpoints/best.json").touch()
+    for name in kept:
+        (folder / "logs/2_dreambooth-biscuit/checkpoints" / name).touch()
+    subprocess.run(["bash", "scripts/evaluate_spriteworld.sh"], cwd=folder, check=True, capture_output=True)
+    return (folder / "asked.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("kept", "trained", "measured"),
+    [
+        ((), "scripts/train.py configs/spriteworld/dreambooth.yaml", "logs/new_dreambooth-biscuit"),
+        (("last.ckpt",), "scripts/train.py --resume logs/2_dreambooth-biscuit", "logs/2_dreambooth-biscuit"),
+        (("last.ckpt", "step=800.safetensors"), None, "logs/2_dreambooth-biscuit"),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_or_begins_anew(tmp_path, kept, trained, measured):
+    asked = evaluate_spriteworld(tmp_path, *kept)
+    trainings = [line for line in asked if "train.py" in line]
+    assert [line.startswith(trained) for line in trainings] == ([True] if trained else [])
+    assert f"dreambooth={measured}" in asked[-1]
+
+
+def script(name):
+    """A script's functions, with its globals."""
+    return runpy.run_path(str(ROOT / "scripts" / name))
+
+
+def refused(capsys, monkeypatch, name, *words):
+    """What a script says when it refuses a command line."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    with pytest.raises(SystemExit) as error:
+        script(name)["parse"]()
+    assert error.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def spriteworld(capsys, monkeypatch, *words, data=None):
+    """What ``spriteworld.py`` prints; data: in the place of the shipped folder."""
+    monkeypatch.setattr(sys, "argv", ["spriteworld.py", *map(str, words)])
+    main = script("spriteworld.py")["main"]
+    if data is not None:
+        main.__globals__["DATA"] = data
+    assert main() == 0
+    return capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("sheet --seed 2", "--seed has no effect on sheet"),
+        ("photos --output x", "--output has no effect on photos"),
+        ("recogniser --output x", "--output has no effect on recogniser"),
+        ("scale --output x", "--output has no effect on scale"),
+        ("scale --scenes 5", "--scenes has no effect on scale"),
+        ("auto-cfg --output x", "--output has no effect on auto-cfg"),
+        ("measure --run x", "--run has no effect on measure"),
+        ("measure --subject mochi", "--subject has no effect on measure"),
+        ("curves --run x --ckpt y", "--ckpt has no effect on curves"),
+        ("measure --scenes 0", "--scenes must be at least 1"),
+        ("recogniser --steps 0", "--steps must be at least 1"),
+        ("measure --seed -1", "--seed must be at least 0"),
+        ("subject", "subject needs --run"),
+        ("subject --run a b", "subject takes one --run"),
+    ],
+)
+def test_options_without_effect_and_numbers_without_sense_are_refused(capsys, monkeypatch, words, says):
+    assert says in refused(capsys, monkeypatch, "spriteworld.py", *words.split())
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Few steps, few scenes and one pair of scales wherever a command chooses for itself."""
+    settings = EditSettings(steps=1, resolution=64, sampler="euler")
+    monkeypatch.setattr(EditSettings, "of_checkpoint", classmethod(lambda cls, *_, **__: settings))
+    monkeypatch.setattr(jobs, "accuracy", partial(accuracy, n=20))
+    monkeypatch.setattr(jobs, "latent_scale", partial(jobs.latent_scale, n=8))
+    monkeypatch.setattr(auto_cfg, "TEXT_FACTORS", (1.0,))
+    monkeypatch.setattr(auto_cfg, "IMAGE_FACTORS", (1.0,))
+    whole, seeds = jobs.world.edit_sheet, []
+    monkeypatch.setattr(jobs.world, "edit_sheet", lambda edit, seed: (seeds.append(seed), whole(edit, 4, seed))[1])
+    return seeds
+
+
+def test_sheets_photos_and_curves_are_written_where_they_are_asked_for(capsys, monkeypatch, tmp_path):
+    sheet = spriteworld(capsys, monkeypatch, "sheet", "--output", tmp_path / "world.png")
+    assert Image.open(sheet).width > 500
+    paths = spriteworld(capsys, monkeypatch, "photos", data=tmp_path).splitlines()
+    assert (tmp_path / "subjects/storm/12.png").as_posix() in paths
+    assert len(paths) == (4 + 6) * 12
+    (tmp_path / "1_run/metrics").mkdir(parents=True)
+    (tmp_path / "1_run/metrics/metrics.csv").write_text("step,train/loss\n1,0.5\n2,0.4\n3,0.2\n")
+    drawn = spriteworld(capsys, monkeypatch, "curves", "--run", tmp_path / "1_run", "--output", tmp_path / "c.png")
+    assert Image.open(drawn).width > 100
+
+
+def test_recognisers_are_trained_and_kept(capsys, monkeypatch, tmp_path, few):
+    found = json.loads(spriteworld(capsys, monkeypatch, "recogniser", "--steps", 2, data=tmp_path))
+    assert found["recogniser"]["pictures"] == 20
+    assert load_recogniser(tmp_path / "recogniser-grey.safetensors").grey
+
+
+def test_the_scale_is_that_of_the_given_first_stage(capsys, monkeypatch, tmp_path, few):
+    shipped = spriteworld(capsys, monkeypatch, "scale")
+    stage = read_checkpoint(DATA / "first-stage.safetensors")
+    louder = {k: v * 2 if "quant_conv" in k and "post" not in k else v for k, v in stage.tensors.items()}
+    save_checkpoint(tmp_path / "louder.safetensors", louder, stage.metadata)
+    other = spriteworld(capsys, monkeypatch, "scale", "--ckpt", tmp_path / "louder.safetensors")
+    assert float(other) == pytest.approx(float(shipped) / 2, abs=1e-4)
+
+
+def test_an_editor_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch, tmp_path, few):
+    table = spriteworld(capsys, monkeypatch, "measure", "--scenes", 2, "--seed", 3, "--output", tmp_path / "out")
+    assert (tmp_path / "out/measures.md").read_text() == table + "\n"
+    assert (tmp_path / "out/edits.png").is_file()
+    assert few == [3]
+    assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == {"first stage", *KINDS}
+
+
+def test_a_first_stage_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch):
+    words = ("measure", "--ckpt", DATA / "first-stage.safetensors", "--scenes", 2, "--seed")
+    one, again, other = (spriteworld(capsys, monkeypatch, *words, seed) for seed in (1, 1, 2))
+    assert one == again != other
+
+
+def test_weights_that_do_not_edit_are_refused_before_anything_is_measured(capsys, monkeypatch):
+    monkeypatch.setattr(jobs.world, "first_stage_figures", lambda *_: pytest.fail("measured first"))
+    with pytest.raises(ValueError, match="makes pictures from text alone"):
+        spriteworld(capsys, monkeypatch, "measure", "--ckpt", DATA / "text-to-image.safetensors")
+
+
+def test_a_run_is_compared_with_the_frozen_editor(capsys, monkeypatch, tmp_path, few):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/step=1.safetensors").symlink_to(DATA / "editor.safetensors")
+    words = ("subject", "--run", tmp_path / "run", "--subject", "storm", "--scenes", 2, "--output", tmp_path / "out")
+    table = spriteworld(capsys, monkeypatch, *words)
+    assert table.startswith("| measure | frozen | step 1 |")
+    assert "| style: recognised |" in table
+    assert (tmp_path / "out/results.png").is_file()
+
+
+def test_the_choice_of_scales_is_measured(capsys, monkeypatch, few):
+    table = spriteworld(capsys, monkeypatch, "auto-cfg", "--scenes", 1)
+    assert table.splitlines()[-1].startswith("| all | exact (dB) |")
+    assert table.splitlines()[-1].endswith("| 5 |")
+
+
+@pytest.mark.parametrize(
+    "words", ["--dino a", "--clip a", "--lpips a b", "--batch-size 3", "--device cpu", "--precision fp32"]
+)
+def test_a_comparison_takes_no_other_options(capsys, monkeypatch, words):
+    said = refused(capsys, monkeypatch, "evaluate.py", "--compare", "a", "b", *words.split())
+    assert f"{words.split()[0][2:]} has no effect" in said
+
+
+def test_what_is_evaluated_is_still_on_any_device(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "suite.yaml", "--methods", "dreambooth=x"])
+    args = script("evaluate.py")["parse"]()
+    assert (args.device, args.precision, args.compare) == ("auto", "auto", None)
