@@ -33,10 +33,10 @@ def parse() -> argparse.Namespace:
     if args.config is not None and "=" in args.config:
         args.overrides, args.config = [args.config, *args.overrides], None
     begins = (args.config, args.data, args.ckpt, args.identifier, args.class_word, args.name, *args.overrides)
+    if args.threads is not None and args.threads < 1:
+        p.error(f"--threads is {args.threads}; at least 1 is expected")
     if args.resume and any(begins):
-        p.error(
-            "--resume goes on with the run's own config: give nothing but --logs, --devices, --num-nodes and --threads"
-        )
+        p.error("--resume has the run's own config: give nothing but --logs, --devices, --num-nodes and --threads")
     return args
 
 
@@ -60,13 +60,9 @@ def main() -> int:
     from ldm.training.run import DEFAULTS, finished, train
 
     if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads is {args.threads}; at least 1 is expected")
         torch.set_num_threads(args.threads)
     if args.config is None and args.resume is None:
-        shipped = (
-            "spriteworld/instruct2dream.yaml" if args.ckpt is None else "stable-diffusion/v1-finetune_unfrozen.yaml"
-        )
+        shipped = "stable-diffusion/v1-finetune_unfrozen.yaml" if args.ckpt else "spriteworld/instruct2dream.yaml"
         args.config = CONFIGS / shipped
         logging.info("training by configs/%s", shipped)
     source = args.resume / "config.yaml" if args.resume else args.config

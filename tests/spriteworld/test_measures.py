@@ -186,9 +186,10 @@ def test_the_truth_through_the_first_stage_counts_as_done_and_noise_does_not(kin
         back = stage.decode(stage.encode(truth).mode()).clamp(-1, 1)
     noise = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     rebuilt, none = (figures_of(edits, x, *judges) for x in (back, noise))
+    chance = 0.5 if kind == "style" else 0.2  # a style is one of four, also of noise
     for name in SUCCESS[kind]:
         assert rebuilt[name].mean >= 0.85, name
-        assert none[name].mean <= 0.2, name
+        assert none[name].mean <= chance, name
 
 
 @pytest.mark.parametrize("item", ["hat", "collar"])

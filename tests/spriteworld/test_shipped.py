@@ -109,7 +109,8 @@ def gone_on(name, more, tmp_path):
 
 
 def test_some_steps_from_the_shipped_first_stage_do_not_break_it(editor, tmp_path):
-    weights = gone_on("first-stage", [f"model.params.ckpt_path={DATA / 'first-stage.safetensors'}"], tmp_path)
+    more = [f"model.params.ckpt_path={DATA / 'first-stage.safetensors'}", "model.params.learning_rate=1e-4"]
+    weights = gone_on("first-stage", [*more, "model.params.optimizer_config.params.muon_lr=0.001"], tmp_path)
     stage = load_model(DATA / "editor.safetensors", vae_ckpt=weights).first_stage_model
     before, now = (
         first_stage_figures(lambda x, s=s: s.decode(s.encode(x).mode()), n=16)

@@ -276,11 +276,11 @@ class AveragedSGD(torch.optim.SGD):
 
     def __init__(self, params, lr):
         super().__init__(params, lr)
-        self.mode = None
+        self.mode, self.begun = None, False
 
     def _shift(self, by):
         for group in self.param_groups:
-            for p in group["params"]:
+            for p in group["params"] if self.begun else []:
                 p.data.add_(by)
 
     def eval(self):
@@ -295,6 +295,7 @@ class AveragedSGD(torch.optim.SGD):
 
     def step(self, closure=None):
         assert self.mode == "train"
+        self.begun = True
         return super().step(closure)
 
 
