@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--mask", help="picture of the photo's size: edit only where it is light; results in .png")
     p.add_argument("--sweep-cfg-text", type=cli.numbers, metavar="A,B,C", help="one labelled sheet over text scales")
     p.add_argument("--sweep-cfg-image", type=cli.numbers, metavar="A,B,C", help="... and image scales")
-    p.add_argument("--auto-cfg", action="store_true", help="try scales (the sweep's, or near the usual), take the best")
+    p.add_argument("--auto-cfg", action="store_true", help="try scales, take what the model believes in most")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
     p.add_argument("--show-recipe", metavar="FILE", help="print how a PNG was made, and stop")

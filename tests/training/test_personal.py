@@ -178,11 +178,17 @@ def test_under_torchrun_every_process_ends_well(pairs, tmp_path):
     assert (run / "checkpoints" / "step=1.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 143)])
-def test_ended_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(pairs, tmp_path, number, code):
-    more = {"steps": 8, "training.accumulate": 2, "training.save_every": 2, "model.params.use_ema": True}
-    unbroken = launched(command(pairs, tmp_path / "a", **more))
-    process = subprocess.Popen(command(pairs, tmp_path / "b", **more), cwd=ROOT, stderr=subprocess.DEVNULL)
+LONG = {"steps": 8, "training.accumulate": 2, "training.save_every": 2, "model.params.use_ema": True}
+
+
+@pytest.fixture(scope="module")
+def unbroken(pairs, tmp_path_factory):
+    return launched(command(pairs, tmp_path_factory.mktemp("unbroken"), **LONG))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_ended_by_a_signal_and_resumed_it_ends_bit_for_bit_the_same(pairs, unbroken, tmp_path, number, code):
+    process = subprocess.Popen(command(pairs, tmp_path / "b", **LONG), cwd=ROOT, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
         if list((tmp_path / "b").glob("*/checkpoints/last.ckpt")):
