@@ -66,7 +66,10 @@ def test_editors_are_compared_with_the_frozen_one_and_every_seed_leaves_a_table(
         "pairs": {"num_reg": 2, "per_photo": 1, "source_words": ["wolf"]},
         "config": "configs/spriteworld/instruct2dream.yaml",
         "steps": [1],
-        "runs": {"default": [], "colder": ["model.params.learning_rate=0"]},
+        "runs": {
+            "default": ["training.drift_every=0"],
+            "colder": ["training.drift_every=0", "model.params.learning_rate=0"],
+        },
         "measures": ["class: recognised", "plain class: background kept (dB)"],
     }
     ablation = read_ablation(write(tmp_path / "a.yaml", content))

@@ -41,6 +41,7 @@ def editor_config(**training):
     )
     params.scheduler_config.params.warm_up_steps = 1
     config.data.params.batch_size = 4
+    config.data.params.num_workers = 0  # the first stage's runs have workers
     config.data.params.train.params.length = 8
     defaults = {"max_steps": 4, "precision": "fp32", "sheet_every": 0, "save_every": 2, "log_every": 1}
     return OmegaConf.merge(config, {"training": {**defaults, "cache_latents": False, **training}})
