@@ -107,7 +107,9 @@ def run_ablation(ablation: Ablation, root: Path, work: Path, output: Path, name:
 
 def _note(found: Found, ablation: Ablation, row: tuple[str, int], results: dict[str, Any]) -> None:
     for measure in ablation.measures:
-        value = results.get(measure)
+        if measure not in results:
+            raise ValueError(f"there is no measure '{measure}'{nearest(measure, list(results))}")
+        value = results[measure]
         value = value["mean"] if isinstance(value, dict) else value
         found.setdefault(row, {}).setdefault(measure, []).append(value)
 
@@ -115,7 +117,8 @@ def _note(found: Found, ablation: Ablation, row: tuple[str, int], results: dict[
 def _frozen(ablation: Ablation, subject: str, seed: int, work: Path, data: Path) -> dict[str, Any]:
     """Return the untaught editor's figures on the scenes of a subject and seed; measure them once."""
     path = work / "frozen" / f"{subject}-{seed}.json"
-    if not path.is_file():
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not set(ablation.measures) <= set(known):
         words = tuple(ablation.pairs["source_words"])
         found, _, _ = measure_subject(data / "editor.safetensors", subject, data, ablation.scenes, seed, words)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +190,12 @@ def _trained(
     """Return a run's figures by step; train and measure what is not there yet."""
     logs = work / "runs" / f"{subject}-{seed}-{name.replace(' ', '-')}"
     runs = sorted(logs.iterdir()) if logs.is_dir() else []
-    measured = [found for found in map(_results, runs) if all(f"step {step}" in found for step in ablation.steps)]
+    steps = [f"step {step}" for step in ablation.steps]
+    measured = [
+        found
+        for found in map(_results, runs)
+        if all(step in found and set(ablation.measures) <= set(found[step]) for step in steps)
+    ]
     if measured:
         return measured[0]
     last = max(ablation.steps)
@@ -240,7 +248,7 @@ def table(ablation: Ablation, found: Found, seeds: int) -> str:
     seeds: how many of the ablation's seeds are in ``found``.
     """
     runs = len(ablation.subjects) * seeds
-    whole = "" if seeds == len(ablation.seeds) else f" (of {len(ablation.seeds)} to come)"
+    whole = "" if seeds == len(ablation.seeds) else f" of {len(ablation.seeds)} so far"
     lines = [
         f"Subjects: {', '.join(ablation.subjects)}; seeds: {seeds}{whole}. Mean ± standard deviation over {runs} "
         "trainings a row, "

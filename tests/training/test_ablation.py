@@ -1,5 +1,6 @@
 """Ablations: a small one from end to end, gone on with where it stopped, and what its YAML must say."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_editors_are_compared_with_the_frozen_one_and_every_seed_leaves_a_table(
     monkeypatch.setattr(module, "save_image", lambda picture, path: tables.append((tmp_path / "out/a.md").read_text()))
     text = run_ablation(ablation, ROOT, tmp_path / "work", tmp_path / "out", "a")
     assert len(tables) == 2
-    assert "seeds: 1 (of 2 to come)" in tables[0]
+    assert "seeds: 1 of 2 so far. Mean" in tables[0]
     assert "seeds: 2. Mean ± standard deviation over 2" in tables[1]
     frozen, colder, default = (line.split("|")[3:] for line in text.splitlines()[-3:])
     assert text.splitlines()[-3].startswith("| frozen editor |  |")
@@ -88,9 +89,19 @@ def test_editors_are_compared_with_the_frozen_one_and_every_seed_leaves_a_table(
     monkeypatch.setattr(module, "measure_subject", lambda *_: pytest.fail("measured again"))
     assert run_ablation(ablation, ROOT, tmp_path / "work", tmp_path / "out", "a") == text
 
+    known = dict.fromkeys(json.loads((tmp_path / "work" / "frozen" / "storm-1.json").read_text()), 1.0)
+    asked = []
+    monkeypatch.setattr(module, "measure_subject", lambda *_: asked.append(1) or (known, None, None))
+    monkeypatch.setattr(module, "compare_subject", lambda *_: asked.append(2))
+    wrong = write(tmp_path / "b.yaml", {**content, "measures": ["class: recognized"]})
+    with pytest.raises(ValueError, match="no measure 'class: recognized'; did you mean 'class: recognised'"):
+        run_ablation(read_ablation(wrong), ROOT, tmp_path / "work", tmp_path / "out", "b")
+    assert asked == [1]  # what was measured before lacks it: measured again, then said
+
 
 def test_an_unfinished_training_is_gone_on_with_and_not_measured(tmp_path, monkeypatch):
     content = {**yaml.safe_load((ROOT / "configs/spriteworld/ablations.yaml").read_text()), "runs": {"default": []}}
+    content["measures"] = ["a"]
     ablation = read_ablation(write(tmp_path / "a.yaml", content))
     run = tmp_path / "runs" / "biscuit-1-default" / "2026-01-01T00-00-00_biscuit"
     (run / "checkpoints").mkdir(parents=True)
@@ -99,7 +110,7 @@ def test_an_unfinished_training_is_gone_on_with_and_not_measured(tmp_path, monke
     (run / "results.json").write_text('{"step 500": {}}')  # measured too early
     asked = []
     monkeypatch.setattr(module, "train", lambda *args, **more: asked.append(more.get("resume")) or run)
-    both = '{"step 500": {}, "step 800": {"a": 1}}'
+    both = '{"step 500": {"a": 2}, "step 800": {"a": 1}}'
     monkeypatch.setattr(module, "compare_subject", lambda *_: (run / "results.json").write_text(both))
     ends = iter([False, False, False, True])
     monkeypatch.setattr(module, "finished", lambda _: next(ends))

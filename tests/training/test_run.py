@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from ldm.checkpoint import read_checkpoint
 from ldm.config import instantiate_from_config, load_config
 from ldm.models.build import CONFIGS, load_model
-from ldm.training.callbacks import ProgressBar
+from ldm.training.callbacks import ProgressBar, looking
 from ldm.training.run import choose_precision, settings_of, train
 
 SPRITEWORLD = CONFIGS.parent / "spriteworld"
@@ -204,6 +204,25 @@ def test_a_run_is_not_resumed_with_another_seed_or_accumulation(tmp_path):
         OmegaConf.save(OmegaConf.merge(kept, {"training": {key: value}}), run / "config.yaml")
         with pytest.raises(ValueError, match=rf"training\.{key} was .*, is {value}"):
             train(load_config(run / "config.yaml"), "", tmp_path, resume=run)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
+def test_what_looks_at_a_model_in_training_uses_its_averages_in_bf16_where_it_trains_so(precision):
+    model = instantiate_from_config(editor_config().model)
+    name, p = next(model.model.named_parameters())
+    model.train()
+    with torch.no_grad():
+        p.add_(1)
+    own = p.detach().clone()
+    plugin = SimpleNamespace(forward_context=lambda: torch.autocast("cpu", torch.bfloat16))
+    trainer = SimpleNamespace(optimizers=[], precision=precision, precision_plugin=plugin)
+    with looking(trainer, model):
+        assert torch.is_autocast_enabled("cpu") == (precision == "bf16-mixed")
+        assert not torch.is_grad_enabled()
+        assert not model.training
+        assert torch.allclose(p, own - 1, atol=1e-6), name
+    assert model.training
+    assert torch.equal(p, own)
 
 
 def test_precision_errors():
