@@ -15,6 +15,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("ablations", type=Path, help="YAML, such as configs/spriteworld/ablations.yaml")
     p.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for the table and the plot")
     p.add_argument("--work", type=Path, help="data and runs: kept, gone on with; default: logs/<YAML's name>")
+    p.add_argument("--processes", type=int, default=1, help="trainings at once, on as many parts of the CPU's cores")
     return p.parse_args()
 
 
@@ -23,7 +24,8 @@ def main() -> int:
     from ldm.training.ablation import read_ablation, run_ablation
 
     work = args.work or ROOT / "logs" / args.ablations.stem
-    print(run_ablation(read_ablation(args.ablations), ROOT, work, args.output, args.ablations.stem))
+    name = args.ablations.stem
+    print(run_ablation(read_ablation(args.ablations), ROOT, work, args.output, name, args.processes))
     return 0
 
 

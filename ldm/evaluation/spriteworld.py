@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,15 @@ def measure(
     twin: Recogniser,
     n: int = 200,
     seed: int = 1,
+    kinds: Iterable[str] = KINDS,
 ) -> dict[str, Figures]:
-    """Return every kind's figures over n fresh scenes each.
+    """Return each kind's figures over n fresh scenes.
 
     edit: from input pictures and instructions to edited pictures: an editor's, or a bound's (the input copied, the
     truth itself, noise).
     """
     found = {}
-    for kind in KINDS:
+    for kind in kinds:
         edits = draw_edits(n, seed, kind)
         x = edit(pictures([e.source for e in edits]), [e.instruction for e in edits])
         found[kind] = figures_of(edits, x, recogniser, twin)

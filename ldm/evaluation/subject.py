@@ -94,7 +94,7 @@ def subject_figures(
 
 def kept_figures(edit: Edit, recogniser: Recogniser, twin: Recogniser, n: int = 100, seed: int = 1) -> Figures:
     """Return how well the general edits are done: one figure a kind, over n fresh scenes each."""
-    found = measure(edit, recogniser, twin, n, seed)
+    found = measure(edit, recogniser, twin, n, seed, KEPT)
     return {f"{kind}: {name}": found[kind][name] for kind, name in KEPT.items()}
 
 

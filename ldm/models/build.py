@@ -16,7 +16,7 @@ from ldm.config import instantiate_from_config, load_config, resolve_alias
 from ldm.diffusers_format import FIRST_STAGE, UNET
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.inspect import without_checkpoints
-from ldm.modules.cpu_inference import pack
+from ldm.modules.cpu_inference import bf16_is_faster, pack
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def local_device() -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """Return "fp32", "fp16" or "bf16"; "auto" takes what the device is fast in.
 
-    auto: bf16 on a GPU that has it, fp16 on an older one; on a CPU bf16 if it has bf16 instructions, else fp32.
+    auto: bf16 on a GPU that has it, fp16 on an older one; on a CPU bf16 if a trial shows that it is
+    clearly faster, else fp32.
     Raises ValueError for an unknown name and for fp16 on a CPU, where it is slow and not supported throughout.
     """
     if name not in ("auto", *PRECISIONS):
@@ -59,7 +60,7 @@ def choose_precision(name: str, device: torch.device) -> str:
         if name == "fp16":
             raise ValueError("precision fp16 is for GPUs; on a CPU use fp32, bf16 or auto")
         if name == "auto":
-            return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
+            return "bf16" if bf16_is_faster() else "fp32"
         return name
     if name != "auto":
         return name

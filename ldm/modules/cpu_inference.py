@@ -7,11 +7,18 @@ or moved.
 
 from __future__ import annotations
 
+import time
+from functools import lru_cache
+
 import torch
 from torch import nn
 
 from ldm.modules.attention import GEGLU, CrossAttention, multi_head
+from ldm.modules.winograd import WinogradConv2d, more_memory, suits_winograd
 
+WINOGRAD_FROM = 256  # channels; with fewer the sums cost what the products save
+WINOGRAD_MEMORY = 3 << 28  # bytes that a network's transformed filters may take beyond the filters: 0.75 GiB
+WORTH_BF16 = 1.25  # how many times faster than fp32 a CPU must be in bf16 to take it
 _HINT = 16  # the picture size that the layout is chosen for; any other size computes the same, also quickly
 
 
@@ -19,6 +26,27 @@ def can_pack() -> bool:
     """Return whether this PyTorch has the operators that packed modules call (any x86 build since 2.0)."""
     names = ("_convolution_pointwise", "_reorder_convolution_weight", "_linear_pointwise", "_reorder_linear_weight")
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
+@lru_cache(maxsize=1)
+def bf16_is_faster() -> bool:
+    """Return whether this CPU multiplies matrices clearly faster in bf16 than in fp32, by trying (some milliseconds).
+
+    Its instructions do not tell: some that have them are only half as fast with them.
+    """
+    if not torch.cpu.get_capabilities().get("avx512_bf16"):
+        return False
+    seconds = {}
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            a, b = torch.ones(16, 256, 640, dtype=dtype), torch.ones(16, 640, 640, dtype=dtype)
+            times = []
+            for _ in range(5):
+                start = time.perf_counter()
+                torch.bmm(a, b)
+                times.append(time.perf_counter() - start)
+            seconds[dtype] = min(times)
+    return seconds[torch.float32] > WORTH_BF16 * seconds[torch.bfloat16]
 
 
 class PackedConv2d(nn.Module):
@@ -161,13 +189,33 @@ def _packed(layer: nn.Module) -> nn.Module | None:
     return None
 
 
+def _use_winograd(module: nn.Module) -> None:
+    """Replace wide 3x3 convolutions inside, smallest first (they see the largest maps), while memory allows."""
+    found = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Conv2d
+        and suits_winograd(child)
+        and min(child.in_channels, child.out_channels) >= WINOGRAD_FROM
+    ]
+    left = WINOGRAD_MEMORY
+    for parent, name, child in sorted(found, key=lambda entry: entry[2].weight.numel()):
+        left -= more_memory(child)
+        if left < 0:
+            return
+        setattr(parent, name, WinogradConv2d(child))
+
+
 def pack(module: nn.Module) -> nn.Module:
     """Replace the convolutions and linear layers inside ``module`` by packed ones, in place, and return it.
 
-    Does nothing where ``can_pack`` is false. The module must be on the CPU and is for inference only from then on.
+    Wide 3x3 convolutions take fewer products afterwards (``winograd.py``). Does nothing where ``can_pack`` is false.
+    The module must be on the CPU and is for inference only from then on.
     """
     if not can_pack():
         return module
+    _use_winograd(module)
     for parent in list(module.modules()):  # parents first: an attention is packed before the linear layers inside it
         for name, child in list(parent.named_children()):
             packed = _packed(child)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from argparse import Namespace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 
@@ -78,31 +85,69 @@ def read_ablation(path: Path) -> Ablation:
 Found = dict[tuple[str, int], dict[str, list[float]]]  # (run, step) -> measure -> one value a training
 
 
-def run_ablation(ablation: Ablation, root: Path, work: Path, output: Path, name: str = "ablations") -> str:
+def run_ablation(
+    ablation: Ablation, root: Path, work: Path, output: Path, name: str = "ablations", processes: int = 1
+) -> str:
     """Make the data, train every run that is not there yet, measure it, and write ``<name>.md`` and ``<name>.png`` to
     ``output``, anew after every seed; return the table.
 
     root: of the project; work: where data, runs and their figures are kept, so that a second call goes on.
+    processes: how many trainings run at once, each with its share of the CPU's cores (small networks gain by it).
+    Raises ValueError for fewer than one, or more than there are cores.
     """
+    cores = os.cpu_count() or 1
+    if not 1 <= processes <= cores:
+        raise ValueError(f"{processes} processes were asked for; 1 to {cores} (this machine's cores) are possible")
     data = root / "data" / "spriteworld"
+    make = _pairs if ablation.pairs else _class_images
+    given = {subject: make(ablation, subject, data, work) for subject in ablation.subjects}
     found: Found = {}
     text = ""
-    for count, seed in enumerate(ablation.seeds, 1):
-        for subject in ablation.subjects:
-            if ablation.pairs:
-                given = _pairs(ablation, subject, data, work)
-                _note(found, ablation, (FROZEN, 0), _frozen(ablation, subject, seed, work, data))
-            else:
-                given = _class_images(ablation, subject, data, work)
-            for title, changes in ablation.runs.items():
-                results = _trained(ablation, title, changes, subject, seed, given, root, work, data)
-                for step in ablation.steps:
-                    _note(found, ablation, (title, step), results[f"step {step}"])
-        text = table(ablation, found, count)
-        output.mkdir(parents=True, exist_ok=True)
-        (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-        save_image(plot(ablation, found), output / f"{name}.png")
+    with _workers(processes, cores // processes) as call:
+        seeds = [(seed, _jobs(call, ablation, seed, given, root, work, data)) for seed in ablation.seeds]
+        for count, (_, jobs) in enumerate(seeds, 1):
+            for title, result in jobs:
+                figures = result()
+                for step in ablation.steps if title != FROZEN else [0]:
+                    _note(found, ablation, (title, step), figures[f"step {step}"] if step else figures)
+            text = table(ablation, found, count)
+            output.mkdir(parents=True, exist_ok=True)
+            (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+            save_image(plot(ablation, found), output / f"{name}.png")
     return text
+
+
+Result = Callable[[], dict[str, Any]]
+
+
+def _jobs(
+    call: Callable[..., Result], ablation: Ablation, seed: int, given: dict[str, list[str]], root: Path, *folders: Path
+) -> list[tuple[str, Result]]:
+    """Return (row, its figures when they are asked for) of one seed, over all subjects."""
+    jobs = []
+    for subject, overrides in given.items():
+        if ablation.pairs:
+            jobs.append((FROZEN, call(_frozen, ablation, subject, seed, *folders)))
+        for title, changes in ablation.runs.items():
+            jobs.append((title, call(_trained, ablation, title, changes, subject, seed, overrides, root, *folders)))
+    return jobs
+
+
+@contextmanager
+def _workers(processes: int, threads: int) -> Iterator[Callable[..., Result]]:
+    """Give a way to call functions in other processes, or, for one process, here and only when the result is wanted."""
+    if processes == 1:
+        yield partial
+        return
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin_worker, (threads,))
+    try:
+        yield lambda function, *args: pool.submit(function, *args).result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
 
 
 def _note(found: Found, ablation: Ablation, row: tuple[str, int], results: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """Packed layers against the plain ones they replace."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from ldm.modules.attention import GEGLU, CrossAttention, attend
-from ldm.modules.cpu_inference import PackedConv2d, PackedLinear, PackedPointwise, can_pack, pack
+from ldm.modules.cpu_inference import PackedConv2d, PackedLinear, PackedPointwise, bf16_is_faster, can_pack, pack
 from tests.conftest import build_tiny
 from tests.models.reference import relative
 
@@ -154,3 +156,17 @@ def test_attention_in_pieces_is_the_attention(batch, heads, n, m, d):
         out = attend(*low)
         assert out.shape == expected.shape
         assert relative(out.double(), expected) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "has_it", "faster"), [(0.01, True, True), (0.04, True, False), (0.01, False, False)]
+)
+def test_bf16_is_taken_where_a_trial_is_clearly_faster(monkeypatch, seconds, has_it, faster):
+    taken = {torch.float32: 0.02, torch.bfloat16: seconds}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_it})
+    monkeypatch.setattr(torch, "bmm", lambda a, b: time.sleep(taken[a.dtype]))
+    bf16_is_faster.cache_clear()
+    try:
+        assert bf16_is_faster() is faster
+    finally:
+        bf16_is_faster.cache_clear()

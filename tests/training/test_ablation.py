@@ -1,9 +1,11 @@
 """Ablations: a small one from end to end, gone on with where it stopped, and what its YAML must say."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ldm.inference.editor import EditSettings
@@ -124,6 +126,22 @@ def test_an_unfinished_training_is_gone_on_with_and_not_measured(tmp_path, monke
     assert asked == [run, run]
 
 
+def test_work_is_shared_by_processes_with_their_part_of_the_cores():
+    with module._workers(2, 1) as call:
+        assert call(torch.get_num_threads)() == 1
+        assert call(os.getpid)() != os.getpid()
+        with pytest.raises(ValueError, match="unknown key 'model'"):
+            call(read_ablation, ROOT / "configs/spriteworld/model.yaml")()
+
+
+@pytest.mark.parametrize("processes", [0, -1, 10**6])
+def test_a_number_of_processes_that_the_machine_has_no_cores_for_is_refused(tmp_path, processes):
+    ablation = read_ablation(ROOT / "configs/spriteworld/ablations.yaml")
+    with pytest.raises(ValueError, match=f"{processes} processes were asked for; 1 to"):
+        run_ablation(ablation, ROOT, tmp_path / "work", tmp_path, processes=processes)
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -142,6 +160,6 @@ def test_wrong_ablations_are_one_clear_line(tmp_path, change, says):
         read_ablation(write(tmp_path / "a.yaml", content))
 
 
-@pytest.mark.parametrize("name", ["ablations", "prior-preservation"])
+@pytest.mark.parametrize("name", ["ablations", "prior-preservation", "subjects"])
 def test_the_shipped_ones_can_be_read(name):
     assert read_ablation(ROOT / f"configs/spriteworld/{name}.yaml").runs
