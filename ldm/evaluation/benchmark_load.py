@@ -15,11 +15,12 @@ from ldm.evaluation.benchmark import our_config
 _CHILD = """
 import json, sys, torch
 from ldm.evaluation.benchmark import peak_memory
-from ldm.models.build import load_model
+from ldm.models.build import lay_out, load_model
 import transformers.models.clip.modeling_clip
 with peak_memory(torch.device("cpu")) as peak:
     model = load_model(sys.argv[1], None if sys.argv[3] == "-" else json.loads(sys.argv[3]), precision=sys.argv[2])
-size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    lay_out(model)
 print(json.dumps({"peak": peak(), "model": size}))
 """
 
@@ -42,7 +43,8 @@ def write_checkpoint_like_published(path: Path, size: str) -> int:
 
 
 def benchmark_load(size: str, precision: str, folder: Path) -> dict[str, int]:
-    """Load such a file in a fresh process; return ``file``, ``model`` and ``peak`` private memory in bytes."""
+    """Load such a file in a fresh process, as editing does; return its and the model's bytes (``file``, ``model``), and
+    the most private memory that it took (``peak``)."""
     path = folder / "like-published.ckpt"
     try:
         written = write_checkpoint_like_published(path, size)

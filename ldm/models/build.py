@@ -165,11 +165,16 @@ def load_for_use(
     place = choose_device(device)
     precision = choose_precision(precision, place)
     model = load_model(ckpt, config, vae_ckpt, weights, place, precision)
-    if place.type == "cpu":
+    lay_out(model)
+    return model, precision
+
+
+def lay_out(model: Any) -> None:
+    """Lay a model's weights out for fast inference, in place, where it is on a CPU and large enough to gain by it."""
+    if model.device.type == "cpu":
         for part in (model.model, model.first_stage_model):
             if sum(p.numel() for p in part.parameters()) >= PACK_FROM:
                 pack(part)
-    return model, precision
 
 
 def load_model(

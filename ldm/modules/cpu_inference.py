@@ -17,7 +17,7 @@ from ldm.modules.attention import GEGLU, CrossAttention, multi_head
 from ldm.modules.winograd import WinogradConv2d, more_memory, suits_winograd
 
 WINOGRAD_FROM = 256  # channels; with fewer the sums cost what the products save
-WINOGRAD_MEMORY = 3 << 28  # bytes that a network's transformed filters may take beyond the filters: 0.75 GiB
+WINOGRAD_MEMORY = 5 << 27  # bytes that a network's transformed filters may take beyond the filters: 0.625 GiB
 WORTH_BF16 = 1.25  # how many times faster than fp32 a CPU must be in bf16 to take it
 _HINT = 16  # the picture size that the layout is chosen for; any other size computes the same, also quickly
 
@@ -190,9 +190,9 @@ def _packed(layer: nn.Module) -> nn.Module | None:
 
 
 def _use_winograd(module: nn.Module) -> None:
-    """Replace wide 3x3 convolutions inside, smallest first (they see the largest maps), while memory allows."""
+    """Replace wide 3x3 convolutions inside, while memory allows; a UNet's middle, where the maps are smallest, last."""
     found = [
-        (parent, name, child)
+        (parent, name)
         for parent in module.modules()
         for name, child in parent.named_children()
         if type(child) is nn.Conv2d
@@ -200,11 +200,22 @@ def _use_winograd(module: nn.Module) -> None:
         and min(child.in_channels, child.out_channels) >= WINOGRAD_FROM
     ]
     left = WINOGRAD_MEMORY
-    for parent, name, child in sorted(found, key=lambda entry: entry[2].weight.numel()):
-        left -= more_memory(child)
+    for i in sorted(range(len(found)), key=lambda i: min(i, len(found) - 1 - i)):
+        parent, name = found[i]
+        left -= more_memory(getattr(parent, name))
         if left < 0:
             return
-        setattr(parent, name, WinogradConv2d(child))
+        setattr(parent, name, WinogradConv2d(getattr(parent, name)))
+
+
+def _pack_inside(parent: nn.Module) -> None:
+    """Replace what is inside a module by packed forms; nothing holds on to what was replaced, so memory is freed."""
+    for name in [name for name, _ in parent.named_children()]:
+        packed = _packed(getattr(parent, name))
+        if packed is None:
+            _pack_inside(getattr(parent, name))
+        else:
+            setattr(parent, name, packed)
 
 
 def pack(module: nn.Module) -> nn.Module:
@@ -216,9 +227,5 @@ def pack(module: nn.Module) -> nn.Module:
     if not can_pack():
         return module
     _use_winograd(module)
-    for parent in list(module.modules()):  # parents first: an attention is packed before the linear layers inside it
-        for name, child in list(parent.named_children()):
-            packed = _packed(child)
-            if packed is not None:
-                setattr(parent, name, packed)
+    _pack_inside(module)
     return module

@@ -34,9 +34,10 @@ class WinogradConv2d(nn.Module):
         if not suits_winograd(conv):
             raise ValueError(f"{conv} is no 3x3 convolution of stride 1 with one pixel of zero padding")
         weight = conv.weight.detach()
-        transform = FILTER.to(weight.device)
-        transformed = torch.einsum("ai,ocij,ej->aeco", transform, weight.float(), transform)
-        self.filters = transformed.flatten(0, 1).to(weight.dtype).contiguous()  # 16 in out
+        self.filters = weight.new_empty(16, weight.shape[1], weight.shape[0])  # written one by one: no second copy
+        for k in range(16):
+            factors = torch.outer(FILTER[k // 4], FILTER[k % 4])
+            self.filters[k] = sum(factors[i, j] * weight[:, :, i, j].float() for i, j in factors.nonzero()).T
         self.bias = None if conv.bias is None else conv.bias.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -56,16 +56,16 @@ def test_other_convolutions_are_refused(other):
 
 
 @pytest.mark.skipif(not can_pack(), reason="this PyTorch has no packing operators")
-def test_packing_uses_it_for_wide_layers_smallest_first_within_the_memory(monkeypatch):
+def test_packing_uses_it_for_wide_layers_from_the_ends_within_the_memory(monkeypatch):
     torch.manual_seed(2)
-    net = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in ((8, 48), (48, 32), (32, 32), (32, 8))))
+    net = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in ((32, 32), (32, 32), (32, 32), (32, 8))))
     monkeypatch.setattr(cpu_inference, "WINOGRAD_FROM", 32)
-    x = torch.randn(2, 8, 12, 12)
+    x = torch.randn(2, 32, 12, 12)
     with torch.inference_mode():
         expected = net(x)
-    small, large = more_memory(net[2]), more_memory(net[1])
-    assert small == 32 * 32 * (16 - 9) * 4
-    for memory, used in ((small - 1, []), (small + large - 1, [2]), (small + large, [1, 2])):
+    one = more_memory(net[0])
+    assert one == 32 * 32 * (16 - 9) * 4
+    for memory, used in ((one - 1, []), (2 * one, [0, 2]), (3 * one, [0, 1, 2])):
         monkeypatch.setattr(cpu_inference, "WINOGRAD_MEMORY", memory)
         packed = pack(nn.Sequential(*(copy_of(layer) for layer in net)))
         assert [i for i, layer in enumerate(packed) if isinstance(layer, WinogradConv2d)] == used
