@@ -18,6 +18,7 @@ from ldm.checkpoint import read_checkpoint
 from ldm.config import instantiate_from_config, nearest
 from ldm.modules.cpu_inference import bf16_is_faster
 from ldm.training.callbacks import Checkpoints, ProgressBar, Sheets, StopOnSignal
+from ldm.training.checkpoint_io import DirectCheckpointIO
 from ldm.training.data import build_data
 from ldm.training.memory import MemoryUsed, estimate
 from ldm.training.metrics import merge, set_aside
@@ -170,6 +171,7 @@ def _trainer(config: DictConfig, settings: dict[str, Any], folder: Path, precisi
         "logger": _loggers(settings, folder),
         "log_every_n_steps": settings["log_every"],
         "callbacks": _callbacks(config, settings, folder, data),
+        "plugins": [DirectCheckpointIO()],
         "enable_checkpointing": False,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
