@@ -14,9 +14,10 @@ pairs="logs/pairs/$subject"
 begin=$SECONDS
 
 echo "quickstart: 1 of 3, pairs of $subject: its photos edited in reverse, and regularization pairs"
-bash generate_dataset.sh --photos "data/spriteworld/subjects/$subject" --class-word "$class_word" --source-words wolf \
-  --reg-photos wolf=data/spriteworld/pictures/wolf --num-reg 100 --per-photo 2 --batch-size 25 \
-  --ckpt data/spriteworld/editor.safetensors --config configs/spriteworld/pairs.yaml --output "$pairs"
+pictures=data/spriteworld/pictures
+bash generate_dataset.sh --photos "data/spriteworld/subjects/$subject" --class-word "$class_word" \
+  --source-words wolf rabbit --reg-photos "wolf=$pictures/wolf" "rabbit=$pictures/rabbit" --num-reg 100 \
+  --batch-size 25 --ckpt data/spriteworld/editor.safetensors --config configs/spriteworld/pairs.yaml --output "$pairs"
 
 echo "quickstart: 2 of 3, teaching \"sks $class_word\" in 800 steps"
 run="$(bash train.sh --data "$pairs" --name "$subject" "$@" | tail -n 1)"

@@ -154,7 +154,7 @@ def exact_measures(
         found["variety"] = variety(x)
     elif subject and "colour" not in case.answer and case.answer.get("style") != "grey":
         found["subject recognised"] = recogniser.is_subject(x, subject).float()
-    done = None if case.kind == "prior" else instruction_done(case, scenes, x, recogniser)
+    done = None if case.kind == "prior" else instruction_done(case, scenes, x, recogniser, edited)
     if done is not None:
         found["instruction done"] = done
     if case.reach == "local":
@@ -168,11 +168,15 @@ def exact_measures(
     return found
 
 
-def instruction_done(case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser: Recogniser) -> torch.Tensor | None:
+def instruction_done(
+    case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser: Recogniser, edited: bool = True
+) -> torch.Tensor | None:
     """Return 1 where what was asked can be seen, wherever it stands in the picture; None if that cannot be told.
 
     A replacement is done when the animal is of the class that was asked for: which one of its class it is, a frozen
-    editor was not told, and "subject recognised" says it.
+    editor was not told, and "subject recognised" says it. A stance is taken up when the picture is nearer to the true
+    one than to the input where those two differ; edited: False for pictures made from text alone, where everything
+    stands elsewhere, so that this cannot be told.
     """
     if case.answer.get("subject") or case.answer.get("animal"):
         wanted = case.answer.get("animal") or SUBJECTS[case.answer["subject"]].class_word
@@ -185,6 +189,8 @@ def instruction_done(case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser:
         if case.answer.get(key) in TELLABLE:
             colour = case.answer[key]
             return (colour_share(x, colour) >= COLOUR_ENOUGH * colour_share(scenes.truth, colour)).float()
+    if case.answer.get("stance") and edited:
+        return m.nearer_to_truth(x, scenes.x, scenes.truth)
     return None
 
 

@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 Figures = dict[str, m.Interval]
 RIGHT_COLOUR = 15.0  # CIELAB: nearer than this to the true subject's mean colour counts as the right colour
 RIGHT_PLACE = 20.0  # dB against the true picture: a place or style edit that counts as done
-CHANGED = 0.1  # of values in [-1, 1]: a pixel in which two true pictures differ
 
 
 def draw_edits(n: int, seed: int, kind: str | None = None) -> list[Edit]:
@@ -70,9 +69,7 @@ def figures_of(edits: list[Edit], x: torch.Tensor, recogniser: Recogniser, twin:
         values["recognised"] = torch.tensor([a == b for a, b in zip(seen, wanted, strict=True)]).float()
     if kind == "accessory":
         # where the true pictures differ: a collar lies on the animal, so its mask hardly changes
-        changed = ((truth - before).abs().amax(1, keepdim=True) > CHANGED).float()
-        nearer = m.masked_psnr(x, truth, changed) > m.masked_psnr(x, before, changed)
-        values["done"] = nearer.float()
+        values["done"] = m.nearer_to_truth(x, before, truth)
     return {name: m.bootstrap(value) for name, value in values.items()}
 
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
+CHANGED = 0.1  # of values in [-1, 1]: a pixel in which two true pictures differ
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -61,6 +63,12 @@ def _outside(masks: Sequence[torch.Tensor], margin: int) -> torch.Tensor:
 def masked_psnr(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the PSNR (dB, at most 60) against the true picture inside the mask: for a first stage's subjects."""
     return _psnr(x - truth, mask)
+
+
+def nearer_to_truth(x: torch.Tensor, source: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Return 1 where a picture is nearer to the true one than to the input, in the pixels in which those two differ."""
+    changed = ((truth - source).abs().amax(1, keepdim=True) > CHANGED).float()
+    return (masked_psnr(x, truth, changed) > masked_psnr(x, source, changed)).float()
 
 
 def exact_psnr(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

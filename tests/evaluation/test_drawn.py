@@ -114,6 +114,14 @@ def test_every_kind_of_instruction_is_seen_when_done_and_missed_when_not(recogni
     assert drawn.exact_measures(c, them, them.x, recogniser)["instruction done"].mean() == 0
 
 
+def test_a_stance_counts_as_taken_up_in_an_edited_picture_only(recogniser):
+    them = drawn.draw_case(c := case("view synthesis", what={"stance": "stand"}, answer={"stance": "sit"}))
+    halfway = 0.3 * them.x + 0.7 * them.truth
+    for x, done in ((them.truth, 1), (them.x, 0), (halfway, 1), (0.7 * them.x + 0.3 * them.truth, 0)):
+        assert drawn.exact_measures(c, them, x, recogniser)["instruction done"].mean() == done
+    assert "instruction done" not in drawn.exact_measures(c, them, them.truth, recogniser, edited=False)
+
+
 def test_a_case_of_the_prior_is_measured_by_leak_class_and_variety(recogniser):
     c = case("prior", answer={"animal": "dog"})
     them = drawn.draw_case(c)
