@@ -52,6 +52,9 @@ def parse() -> argparse.Namespace:
         logging.info("no arguments: editing %s, “%s”", EXAMPLE.relative_to(ROOT), args.edit[0])
     if not args.show_recipe and not (args.input and args.edit):
         p.error("--input and --edit are needed (or --show-recipe FILE)")
+    for name in ("text", "image"):
+        if getattr(args, f"cfg_{name}") is not None and getattr(args, f"sweep_cfg_{name}") is not None:
+            p.error(f"--cfg-{name} has no effect beside --sweep-cfg-{name}; leave one of them out")
     return args
 
 

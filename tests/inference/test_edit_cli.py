@@ -253,6 +253,10 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
         "no number": ([*one, *out, "--cfg-text", "nan"], "text_scale"),
         "keep-size": ([*one, *out, "--keep-size", "maybe"], "maybe"),
         "sweep": ([*one, *out, "--sweep-cfg-text", "5;7"], "5;7"),
+        "scale beside its sweep": (
+            [*one, *out, "--cfg-text", 5, "--sweep-cfg-text", "5,7"],
+            "--cfg-text has no effect",
+        ),
         "interval of three": ([*one, *out, "--guidance-interval", "1,2,3"], "1,2,3"),
         "interval upside down": ([*one, *out, "--guidance-interval", "5,1"], "interval"),
         "negative seed": ([*one, *out, "--seed", -4], "seed"),
