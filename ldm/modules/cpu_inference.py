@@ -32,21 +32,30 @@ def can_pack() -> bool:
 def bf16_is_faster() -> bool:
     """Return whether this CPU multiplies matrices clearly faster in bf16 than in fp32, by trying (some milliseconds).
 
-    Its instructions do not tell: some that have them are only half as fast with them.
+    Its instructions do not tell: some that have them are only half as fast with them. One thread's own time is taken,
+    so that other work on the machine does not decide.
     """
     if not torch.cpu.get_capabilities().get("avx512_bf16"):
         return False
-    seconds = {}
-    with torch.inference_mode():
-        for dtype in (torch.float32, torch.bfloat16):
-            a, b = torch.ones(16, 256, 640, dtype=dtype), torch.ones(16, 640, 640, dtype=dtype)
-            times = []
-            for _ in range(5):
-                start = time.perf_counter()
-                torch.bmm(a, b)
-                times.append(time.perf_counter() - start)
-            seconds[dtype] = min(times)
+    threads, seconds = torch.get_num_threads(), {}
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            for dtype in (torch.float32, torch.bfloat16):
+                seconds[dtype] = _fastest_product(torch.ones(512, 640, dtype=dtype), torch.ones(640, 640, dtype=dtype))
+    finally:
+        torch.set_num_threads(threads)
     return seconds[torch.float32] > WORTH_BF16 * seconds[torch.bfloat16]
+
+
+def _fastest_product(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the least seconds of this thread that one of several products took."""
+    times = []
+    for _ in range(7):
+        start = time.thread_time()
+        torch.mm(a, b)
+        times.append(time.thread_time() - start)
+    return min(times)
 
 
 class PackedConv2d(nn.Module):

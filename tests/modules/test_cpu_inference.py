@@ -164,9 +164,17 @@ def test_attention_in_pieces_is_the_attention(batch, heads, n, m, d):
 def test_bf16_is_taken_where_a_trial_is_clearly_faster(monkeypatch, seconds, has_it, faster):
     taken = {torch.float32: 0.02, torch.bfloat16: seconds}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_it})
-    monkeypatch.setattr(torch, "bmm", lambda a, b: time.sleep(taken[a.dtype]))
+
+    def busy(a, b):
+        end = time.thread_time() + taken[a.dtype]
+        while time.thread_time() < end:
+            pass
+
+    monkeypatch.setattr(torch, "mm", busy)
+    threads = torch.get_num_threads()
     bf16_is_faster.cache_clear()
     try:
         assert bf16_is_faster() is faster
+        assert torch.get_num_threads() == threads
     finally:
         bf16_is_faster.cache_clear()
