@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     if not args.show_recipe and not (args.input and args.edit):
         p.error("--input and --edit are needed (or --show-recipe FILE)")
     for name in ("text", "image"):
-        if getattr(args, f"cfg_{name}") is not None and getattr(args, f"sweep_cfg_{name}") is not None:
+        if None not in (getattr(args, f"cfg_{name}"), getattr(args, f"sweep_cfg_{name}")):
             p.error(f"--cfg-{name} has no effect beside --sweep-cfg-{name}; leave one of them out")
     return args
 
@@ -69,8 +69,7 @@ def main() -> int:
     if args.ckpt is None:
         args.ckpt = SHIPPED
         logging.info("no --ckpt given: using the small sprite-world editor %s", SHIPPED.relative_to(ROOT))
-    if args.seed is None:
-        args.seed = random.randint(0, 100000)
+    args.seed = random.randint(0, 100000) if args.seed is None else args.seed
     written, failed = edit_pictures(args)
     for path in written:
         print(path)
