@@ -305,6 +305,13 @@ def table(ablation: Ablation, found: Found, seeds: int) -> str:
     for (name, step), figures in found.items():
         cells = [_spread(figures[measure]) for measure in ablation.measures]
         lines.append(f"| {name} | {step or ''} | {' | '.join(cells)} |")
+    if len(ablation.subjects) > 1:
+        lines += ["", "By subject, over the seeds:", "", lines[2].replace("| steps |", "| steps | subject |"), lines[3]]
+        lines[-1] += "---|"
+        for (name, step), figures in found.items():
+            for i, subject in enumerate(ablation.subjects):  # the figures of every seed are in the subjects' order
+                cells = [_spread(figures[measure][i :: len(ablation.subjects)]) for measure in ablation.measures]
+                lines.append(f"| {name} | {step or ''} | {subject} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -126,6 +126,18 @@ def test_an_unfinished_training_is_gone_on_with_and_not_measured(tmp_path, monke
     assert asked == [run, run]
 
 
+def test_a_table_tells_subjects_apart(tmp_path):
+    content = yaml.safe_load((ROOT / "configs/spriteworld/subjects.yaml").read_text())
+    content |= {"subjects": ["storm", "mochi"], "measures": ["a"], "seeds": [1, 2]}
+    ablation = read_ablation(write(tmp_path / "a.yaml", content))
+    text = module.table(ablation, {("default", 800): {"a": [0.0, 5.0, 1.0, 7.0]}}, 2)  # seed by seed
+    assert "| default | 800 | 3.25 ± 3.3 |" in text
+    assert "| default | 800 | storm | 0.5 ± 0.71 |" in text
+    assert "| default | 800 | mochi | 6 ± 1.4 |" in text
+    head, rule = (line for line in text.splitlines()[-4:-2])
+    assert head.count("|") == rule.count("|") == 5
+
+
 def test_work_is_shared_by_processes_with_their_part_of_the_cores():
     with module._workers(2, 1) as call:
         assert call(torch.get_num_threads)() == 1
