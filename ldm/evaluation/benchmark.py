@@ -24,8 +24,7 @@ from ldm.config import load_config
 from ldm.diffusers_format import from_diffusers_text, from_diffusers_unet, from_diffusers_vae
 from ldm.diffusion.conditioning import Conditioning
 from ldm.inference.editor import EditSettings, ImageEditor
-from ldm.models.build import CONFIGS, choose_precision, load_model
-from ldm.modules.cpu_inference import pack
+from ldm.models.build import CONFIGS, choose_precision, lay_out, load_model
 from ldm.modules.text import tokenize
 
 # UNet widths, heads, first-stage widths, text width and layers of a benchmark model
@@ -157,9 +156,7 @@ def our_editor(parts: dict[str, torch.nn.Module], size: str, device: torch.devic
     """Return our editor with the same weights, as ``ImageEditor.from_checkpoint`` would make it."""
     checkpoint = Checkpoint(Path("random"), "memory", published_tensors(parts))
     model = load_model(checkpoint, our_config(size), device=device, precision=precision)
-    if device.type == "cpu":
-        pack(model.model)
-        pack(model.first_stage_model)
+    lay_out(model)
     return ImageEditor(model, precision)
 
 

@@ -16,7 +16,7 @@ from ldm.config import instantiate_from_config, load_config, resolve_alias
 from ldm.diffusers_format import FIRST_STAGE, UNET
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.inspect import without_checkpoints
-from ldm.modules.cpu_inference import bf16_is_faster, pack
+from ldm.modules.cpu_inference import bf16_is_faster, pack, use_winograd
 
 logger = logging.getLogger(__name__)
 
@@ -170,11 +170,18 @@ def load_for_use(
 
 
 def lay_out(model: Any) -> None:
-    """Lay a model's weights out for fast inference, in place, where it is on a CPU and large enough to gain by it."""
-    if model.device.type == "cpu":
-        for part in (model.model, model.first_stage_model):
-            if sum(p.numel() for p in part.parameters()) >= PACK_FROM:
-                pack(part)
+    """Lay a model's weights out for fast inference, in place, where it is on a CPU and large enough to gain by it.
+
+    A first stage in fp32 keeps its plain layers beside those that Winograd's filtering suits: on maps as large as
+    pictures, packed ones took a fifth more time.
+    """
+    if model.device.type != "cpu":
+        return
+    first_stage = model.first_stage_model
+    low = next(first_stage.parameters()).dtype != torch.float32
+    for part, change in ((model.model, pack), (first_stage, pack if low else use_winograd)):
+        if sum(p.numel() for p in part.parameters()) >= PACK_FROM:
+            change(part)
 
 
 def load_model(

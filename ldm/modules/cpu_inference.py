@@ -198,8 +198,9 @@ def _packed(layer: nn.Module) -> nn.Module | None:
     return None
 
 
-def _use_winograd(module: nn.Module) -> None:
-    """Replace wide 3x3 convolutions inside, while memory allows; a UNet's middle, where the maps are smallest, last."""
+def use_winograd(module: nn.Module) -> None:
+    """Replace wide 3x3 convolutions inside, in place, while memory allows; a UNet's middle, where the maps are
+    smallest, comes last. Nothing else is changed. The module is for inference only from then on."""
     found = [
         (parent, name)
         for parent in module.modules()
@@ -235,6 +236,6 @@ def pack(module: nn.Module) -> nn.Module:
     """
     if not can_pack():
         return module
-    _use_winograd(module)
+    use_winograd(module)
     _pack_inside(module)
     return module

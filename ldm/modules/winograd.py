@@ -41,7 +41,7 @@ class WinogradConv2d(nn.Module):
         self.bias = None if conv.bias is None else conv.bias.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``b in h w`` to ``b out h w`` (channels-last in memory) as the convolution does."""
+        """Map ``b in h w`` to ``b out h w``, in the same memory layout, as the convolution does."""
         batch, channels, height, width = x.shape
         rows, columns = -(-height // 2), -(-width // 2)  # of 2 x 2 blocks; what sticks out is cut off at the end
         padded = x.new_zeros(batch, 2 * rows + 2, 2 * columns + 2, channels)
@@ -53,7 +53,8 @@ class WinogradConv2d(nn.Module):
             blocks = _transform_input(padded[:, 2 * first : 2 * last + 2])
             products = torch.bmm(blocks.flatten(1, 3), self.filters).unflatten(1, blocks.shape[1:4])
             _transform_output(products, self.bias, out[:, 2 * first : 2 * last])
-        return out[:, :height, :width].permute(0, 3, 1, 2)
+        out = out[:, :height, :width].permute(0, 3, 1, 2)
+        return out.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
 
 
 def _quads(x: torch.Tensor, dim: int, out: torch.Tensor) -> None:

@@ -24,6 +24,7 @@ def test_it_computes_the_convolution(shape, bias, dtype, tolerance):
             out = ours(given.to(dtype))
             assert out.shape == expected.shape
             assert out.dtype == dtype
+            assert out.is_contiguous(memory_format=layout_of(given))
             assert relative(out.double(), expected) < tolerance
 
 
@@ -77,3 +78,7 @@ def copy_of(layer):
     twin = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
     twin.load_state_dict(layer.state_dict())
     return twin
+
+
+def layout_of(x):
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
