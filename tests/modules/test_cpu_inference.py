@@ -1,11 +1,13 @@
 """Packed layers against the plain ones they replace."""
 
 import time
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
+from ldm.modules import cpu_inference
 from ldm.modules.attention import GEGLU, CrossAttention, attend
 from ldm.modules.cpu_inference import PackedConv2d, PackedLinear, PackedPointwise, bf16_is_faster, can_pack, pack
 from tests.conftest import build_tiny
@@ -178,3 +180,18 @@ def test_bf16_is_taken_where_a_trial_is_clearly_faster(monkeypatch, seconds, has
         assert torch.get_num_threads() == threads
     finally:
         bf16_is_faster.cache_clear()
+
+
+def test_packing_lets_go_of_each_layer_before_the_next(monkeypatch):
+    seen, alive = [], []
+    packed = cpu_inference._packed
+
+    def noted(layer):
+        if isinstance(layer, nn.Linear):
+            alive.append(sum(ref() is not None for ref in seen))
+            seen.append(weakref.ref(layer))
+        return packed(layer)
+
+    monkeypatch.setattr(cpu_inference, "_packed", noted)
+    pack(nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4)))
+    assert alive == [0, 0, 0, 0]
