@@ -16,6 +16,7 @@ from ldm.spriteworld.instructions import RARE_SHARE, caption, random_edit
 from ldm.spriteworld.scene import COLOURS, PATTERNS, Coat, Scene, coloured, draw, random_scene, subject_mask
 
 Item = dict[str, Any]
+CONTRAST = 0.4  # the usual standard deviation of brightness, of [-1, 1], in and around an animal by day
 
 
 class _Drawn(Dataset):
@@ -38,23 +39,64 @@ class _Drawn(Dataset):
 class SpritePictures(_Drawn):
     """Pictures for a first stage: ``edited`` (3 h w, [-1, 1]) and ``weight`` (1 h w, higher inside the animal).
 
-    Half of the animals wear any two colours in any pattern, so that a subject's marks survive without being seen.
+    Many of the animals wear any two colours in any pattern, so that a subject's marks survive without being seen.
     """
 
-    def __init__(self, length: int, seed: int = 0, size: int = 64, subject_weight: float = 4.0):
-        """subject_weight: how much more a pixel of the animal counts than one of the background."""
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        size: int = 64,
+        subject_weight: float = 4.0,
+        crop: int | None = None,
+        low_contrast: float = 1.0,
+        any_coat: float = 0.5,
+    ):
+        """subject_weight: how much more a pixel of the animal counts than one of the background. any_coat: the share
+        of animals in any two colours and any pattern.
+
+        crop: give only a window of so many pixels a side, its centre somewhere in the animal (a first stage is
+        convolutional: it learns the details from windows at a fraction of the cost). low_contrast: how many times more
+        a picture of no contrast in and around the animal may count (night and grey pictures); 1 for all alike. Raises
+        ValueError for a window that is larger than the picture or a factor below 1.
+        """
         super().__init__(length, seed, size)
-        self.subject_weight = subject_weight
+        if crop is not None and not 0 < crop <= size:
+            raise ValueError(f"crop is {crop} pixels; a picture has {size}")
+        if low_contrast < 1:
+            raise ValueError(f"low_contrast is {low_contrast}; it is a factor of at least 1")
+        self.subject_weight, self.crop, self.low_contrast = subject_weight, crop, low_contrast
+        self.any_coat = any_coat
 
     def __getitem__(self, index: int) -> Item:
         """Return item ``index``."""
         rng = self._rng(index)
         scene = random_scene(rng)
-        if rng.random() < 0.5:
+        if rng.random() < self.any_coat:
             main, second = (tuple(int(v) for v in rng.integers(10, 250, 3)) for _ in range(2))
             scene = random_scene(rng, coat=Coat(main, second, str(rng.choice(tuple(PATTERNS)))))
         mask = torch.from_numpy(np.asarray(subject_mask(scene, self.size), dtype=np.float32) / 255)[None]
-        return {"edited": self._picture(scene), "weight": 1 + self.subject_weight * mask}
+        picture, weight = self._picture(scene), 1 + self.subject_weight * mask
+        if self.low_contrast > 1:
+            weight = weight * min(self.low_contrast, max(1.0, CONTRAST / contrast(picture, mask)))
+        if self.crop is not None:
+            top, left = self._window(rng, mask[0] > 0.5)
+            inside = (..., slice(top, top + self.crop), slice(left, left + self.crop))
+            picture, weight = picture[inside].clone(), weight[inside].clone()
+        return {"edited": picture, "weight": weight}
+
+    def _window(self, rng: np.random.Generator, mask: torch.Tensor) -> tuple[int, int]:
+        rows, columns = np.nonzero(mask.numpy())
+        at = rng.integers(len(rows))
+        corner = (int(v) - self.crop // 2 for v in (rows[at], columns[at]))
+        return tuple(min(max(v, 0), self.size - self.crop) for v in corner)
+
+
+def contrast(picture: torch.Tensor, mask: torch.Tensor) -> float:
+    """Return the standard deviation of brightness inside the animal's box. picture: ``3 h w``; mask: ``1 h w``."""
+    rows, columns = torch.nonzero(mask[0] > 0.5, as_tuple=True)
+    box = picture[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    return max(float(box.mean(0).std()), 1e-3)
 
 
 class SpriteCaptions(_Drawn):

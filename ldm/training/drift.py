@@ -68,58 +68,35 @@ def score(row: Row, begun: Row) -> float:
     return row["subject"] - max(0.0, row["leak"]) - BACKGROUND_WEIGHT * lost
 
 
-class DriftMonitor(pl.Callback):
-    """Log ``drift/subject``, ``drift/leak`` and ``drift/background`` at set steps, and name the best kept step."""
+class Monitor(pl.Callback):
+    """Measure a run in training at set steps, log what was found, and name the best of its kept steps at the end."""
 
-    def __init__(
-        self,
-        data: PairDataModule,
-        every: int,
-        keep_at: list[int],
-        folder: Path,
-        suffix: str,
-        pairs: int = 6,
-        settings: dict[str, Any] | None = None,
-        dino: str | None = None,
-    ):
-        """data: with instance and regularization pairs; held-out instance pairs are used where there are any. every:
-        steps; keep_at: steps whose weights are kept, always measured; folder, suffix: where and how those are written.
-        pairs: how many of each stream; settings: of the edits, see ``EditSettings``; dino: a DINO ViT-S/16 by folder.
-
-        Raises ValueError for data without regularization pairs, or without pairs at all.
-        """
-        streams = {name: getattr(s, "dataset", s) for name, s in data.streams.items()}
-        if "reg" not in streams or not hasattr(streams["instance"], "pairs"):
-            raise ValueError("training.drift_every needs instance and regularization pairs (PersonalizedEdit)")
-        unknown = sorted(set(settings or {}) - set(EditSettings.__dataclass_fields__))
-        if unknown:
-            raise ValueError(f"unknown key '{unknown[0]}' in training.drift.params.settings")
-        if pairs < 1:
-            raise ValueError(f"training.drift.params.pairs is {pairs}; at least 1 is needed")
+    def __init__(self, every: int, keep_at: list[int], folder: Path, suffix: str):
+        """every: steps; keep_at: steps whose weights are kept, always measured; folder, suffix: where and how those
+        are written."""
         self.every, self.keep_at, self.folder, self.suffix = every, set(keep_at), folder, suffix
-        self.settings = EditSettings(**(settings or {})).checked()
         self.rows: dict[int, Row] = {}
-        self._plain_begun, self._done = 0.0, -1
-        subject, reg = streams["instance"], streams["reg"]
-        self.input, self.photo, chosen = _some(subject, subject.held_out or subject.entries, pairs)
-        swaps = [entry for entry in reg.entries if entry.instruction is None]  # the others ask for other edits
-        self.reg_input, self.reg_answer, reg_chosen = _some(reg, swaps or reg.entries, pairs)
-        self.told, self.plain = ([_told(subject, pair, name) for pair in chosen] for name in (subject.identifier, ""))
-        self.reg_told = [_told(subject, pair, subject.identifier) for pair in reg_chosen]
-        self._describe = coarse_colours
-        if dino:
-            from ldm.inference.features import Dino
+        self._done = -1
 
-            model = Dino(dino)
-            self._describe = lambda x: model.images(to_images(x))
+    def measure(self, module: Any, step: int) -> Row:
+        """Return the figures of a model; step 0 is the frozen one."""
+        raise NotImplementedError
+
+    def score(self, row: Row) -> float:
+        """Return one number for a step's figures, higher is better."""
+        raise NotImplementedError
+
+    def said(self, row: Row) -> str:
+        """Return a step's figures in words."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to know of the steps before."""
-        return {"rows": self.rows, "plain_begun": self._plain_begun}
+        return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what was measured before."""
-        self.rows, self._plain_begun = dict(state_dict["rows"]), state_dict["plain_begun"]
+        self.rows = dict(state_dict["rows"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the frozen model."""
@@ -138,30 +115,19 @@ class DriftMonitor(pl.Callback):
         if not trainer.is_global_zero:
             return
         with looking(trainer, module):
-            self.rows[step] = self._measure(ImageEditor(module), step)
+            self.rows[step] = self.measure(module, step)
         for log in trainer.loggers:
             log.log_metrics({f"drift/{name}": value for name, value in self.rows[step].items()}, step=step)
-
-    def _measure(self, editor: ImageEditor, step: int) -> Row:
-        def edited(x: torch.Tensor, texts: list[str]) -> torch.Tensor:
-            return editor.sample(x, texts, self.settings, range(len(x))).clamp(-1, 1).cpu()
-
-        subject = way_gone(edited(self.input, self.told), self.input, self.photo, self._describe)
-        plain = way_gone(edited(self.input, self.plain), self.input, self.photo, self._describe)
-        if step == 0:
-            self._plain_begun = plain
-        background = kept_psnr(edited(self.reg_input, self.reg_told), self.reg_input, self.reg_answer)
-        return {"subject": subject, "leak": plain - self._plain_begun, "background": background}
 
     def best(self) -> dict[str, Any] | None:
         """Return the best kept step with its figures and the reason; None before one is kept."""
         kept = [step for step in sorted(self.rows) if step in self.keep_at]
         if not kept or 0 not in self.rows:
             return None
-        scores = {step: score(row, self.rows[0]) for step, row in self.rows.items() if step > 0}
+        scores = {step: self.score(row) for step, row in self.rows.items() if step > 0}
         step = max(kept, key=lambda s: scores[s])
-        others = [f"step {s} scores {scores[s]:.2f}: {_said(self.rows[s])}" for s in kept if s != step]
-        why = f"step {step} scores {scores[step]:.2f}: {_said(self.rows[step])}"
+        others = [f"step {s} scores {scores[s]:.2f}: {self.said(self.rows[s])}" for s in kept if s != step]
+        why = f"step {step} scores {scores[step]:.2f}: {self.said(self.rows[step])}"
         return {
             "weights": f"step={step}{self.suffix}",
             "step": step,
@@ -178,14 +144,95 @@ class DriftMonitor(pl.Callback):
             return
         with replacing(self.folder / "best.json") as temporary:
             temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        logger.info("best of the kept steps: %s (frozen: %s)", found["why"], _said(found["frozen"]))
-        better = max((s for s in self.rows if s), key=lambda s: score(self.rows[s], self.rows[0]))
-        if better not in self.keep_at and score(self.rows[better], self.rows[0]) > found["score"] + 0.02:
+        logger.info("best of the kept steps: %s (frozen: %s)", found["why"], self.said(found["frozen"]))
+        better = max((s for s in self.rows if s), key=lambda s: self.score(self.rows[s]))
+        if better not in self.keep_at and self.score(self.rows[better]) > found["score"] + 0.02:
             logger.info("step %d was better still; training.keep_at=[%d] would keep it", better, better)
 
 
-def _said(row: Row) -> str:
-    return f"subject {row['subject']:.2f}, leak {row['leak']:.2f}, background {row['background']:.1f} dB"
+class DriftMonitor(Monitor):
+    """Log ``drift/subject``, ``drift/leak`` and ``drift/background`` at set steps, and name the best kept step."""
+
+    def __init__(
+        self,
+        data: PairDataModule,
+        every: int,
+        keep_at: list[int],
+        folder: Path,
+        suffix: str,
+        pairs: int = 6,
+        settings: dict[str, Any] | None = None,
+        dino: str | None = None,
+    ):
+        """data: with instance and regularization pairs; held-out instance pairs are used where there are any. every,
+        keep_at, folder, suffix: see ``Monitor``. pairs: how many of each stream; settings: of the edits, see
+        ``EditSettings``; dino: a DINO ViT-S/16 by folder.
+
+        Raises ValueError for data without regularization pairs, or without pairs at all.
+        """
+        super().__init__(every, keep_at, folder, suffix)
+        streams = {name: getattr(s, "dataset", s) for name, s in data.streams.items()}
+        if "reg" not in streams or not hasattr(streams["instance"], "pairs"):
+            raise ValueError("training.drift_every needs instance and regularization pairs (PersonalizedEdit)")
+        check_keys(settings, EditSettings)
+        if pairs < 1:
+            raise ValueError(f"training.drift.params.pairs is {pairs}; at least 1 is needed")
+        self.settings = EditSettings(**(settings or {})).checked()
+        self._plain_begun = 0.0
+        subject, reg = streams["instance"], streams["reg"]
+        self.input, self.photo, chosen = _some(subject, subject.held_out or subject.entries, pairs)
+        swaps = [entry for entry in reg.entries if entry.instruction is None]  # the others ask for other edits
+        self.reg_input, self.reg_answer, reg_chosen = _some(reg, swaps or reg.entries, pairs)
+        self.told, self.plain = ([_told(subject, pair, name) for pair in chosen] for name in (subject.identifier, ""))
+        self.reg_told = [_told(subject, pair, subject.identifier) for pair in reg_chosen]
+        self._describe = described_by(dino) or coarse_colours
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to know of the steps before."""
+        return {"rows": self.rows, "plain_begun": self._plain_begun}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was measured before."""
+        self.rows, self._plain_begun = dict(state_dict["rows"]), state_dict["plain_begun"]
+
+    def measure(self, module: Any, step: int) -> Row:
+        """Return subject, leak and background of an editor."""
+        editor = ImageEditor(module)
+
+        def edited(x: torch.Tensor, texts: list[str]) -> torch.Tensor:
+            return editor.sample(x, texts, self.settings, range(len(x))).clamp(-1, 1).cpu()
+
+        subject = way_gone(edited(self.input, self.told), self.input, self.photo, self._describe)
+        plain = way_gone(edited(self.input, self.plain), self.input, self.photo, self._describe)
+        if step == 0:
+            self._plain_begun = plain
+        background = kept_psnr(edited(self.reg_input, self.reg_told), self.reg_input, self.reg_answer)
+        return {"subject": subject, "leak": plain - self._plain_begun, "background": background}
+
+    def score(self, row: Row) -> float:
+        """Return the subject, less leak and lost background, see ``score``."""
+        return score(row, self.rows[0])
+
+    def said(self, row: Row) -> str:
+        """Return a step's figures in words."""
+        return f"subject {row['subject']:.2f}, leak {row['leak']:.2f}, background {row['background']:.1f} dB"
+
+
+def check_keys(settings: dict[str, Any] | None, kind: type) -> None:
+    """Raise ValueError for a key of ``training.drift.params.settings`` that the settings do not have."""
+    unknown = sorted(set(settings or {}) - set(kind.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"unknown key '{unknown[0]}' in training.drift.params.settings")
+
+
+def described_by(dino: str | None) -> Callable | None:
+    """Return a function from pictures in [-1, 1] to DINO features, or None without a folder."""
+    if not dino:
+        return None
+    from ldm.inference.features import Dino
+
+    model = Dino(dino)
+    return lambda x: model.images(to_images(x))
 
 
 def _some(stream: Any, entries: list[Any], n: int) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:

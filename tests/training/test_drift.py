@@ -81,14 +81,14 @@ def test_a_run_names_its_best_kept_step_also_when_it_was_stopped(pairs, begun, t
     assert f"step {best['step']} scores" in best["why"]
     assert "drift/subject" in (whole / "metrics" / "metrics.csv").read_text()
 
-    measure = drift.DriftMonitor._run
+    measure = drift.Monitor._run
 
     def stop_at_three(self, trainer, module):
         measure(self, trainer, module)
         trainer.should_stop = trainer.global_step == 3
 
     with monkeypatch.context() as patch:
-        patch.setattr(drift.DriftMonitor, "_run", stop_at_three)
+        patch.setattr(drift.Monitor, "_run", stop_at_three)
         part = train(config(pairs, begun), "part", tmp_path / "part")
     assert part.is_dir()
     train(load_config(part / "config.yaml", [], {"training": DEFAULTS}), "part", tmp_path / "part", part)

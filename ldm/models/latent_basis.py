@@ -1,0 +1,80 @@
+"""Another basis for the latents: a first stage made white, and a trained diffusion model taken along to another one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+FLOOR = 1e-6  # of the largest variance: a direction below it carries nothing and is not blown up
+NOISE = 0.05  # at most this much of a white latent's unit deviation is the posterior's own noise
+
+
+@torch.no_grad()
+def latents_of(stage: Any, x: torch.Tensor, batch_size: int = 50) -> torch.Tensor:
+    """Return a first stage's latents of pictures as ``n c`` in fp64, a row a position. x: ``b 3 H W`` in [-1, 1]."""
+    parts = [stage.encode(part).mean.movedim(1, -1).flatten(0, -2) for part in x.split(batch_size)]
+    return torch.cat(parts).double()
+
+
+@torch.no_grad()
+def whiten(stage: Any, x: torch.Tensor) -> None:
+    """Turn and stretch a first stage's latents in place, so that over ``x`` they have zero mean, unit variance and no
+    correlation between channels.
+
+    The change is linear and undone before decoding: reconstructions by the latent's mean stay what they were. The
+    posterior's noise becomes the same everywhere, 0.05 at most. stage: an ``AutoencoderKL``; x: ``b 3 H W`` in [-1, 1].
+    """
+    z = latents_of(stage, x)
+    mean, (variances, directions) = z.mean(0), torch.linalg.eigh(torch.cov(z.T))
+    variances = variances.clamp(min=FLOOR * variances.max())
+    forth, back = variances.rsqrt()[:, None] * directions.T, directions * variances.sqrt()
+    noise = torch.cat([stage.encode(part).logvar.exp().mean((0, 2, 3))[None] for part in x.split(50)]).mean(0).double()
+    c, inward, outward = len(mean), stage.quant_conv, stage.post_quant_conv
+    weight, bias = inward.weight[:c, :, 0, 0].double(), inward.bias[:c].double()
+    inward.weight[:c, :, 0, 0], inward.bias[:c] = (forth @ weight).float(), (forth @ (bias - mean)).float()
+    inward.weight[c:] = 0
+    inward.bias[c:] = (forth.square() @ noise).clamp(max=NOISE**2).log().float()
+    weight = outward.weight[:, :, 0, 0].double()
+    outward.bias[:] = (outward.bias.double() + weight @ mean).float()
+    outward.weight[:, :, 0, 0] = (weight @ back).float()
+
+
+def affine(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Return the least-squares ``matrix`` and ``offset`` of ``y = matrix x + offset``, and the share of y's variance
+    that they explain. x: ``n c``; y: ``n d``."""
+    solution = torch.linalg.lstsq(torch.cat([x, torch.ones_like(x[:, :1])], 1), y).solution
+    left = y - x @ solution[:-1] - solution[-1]
+    return solution[:-1].T, solution[-1], 1 - (left.square().sum() / (y - y.mean(0)).square().sum()).item()
+
+
+@torch.no_grad()
+def follow(model: Any, stage: Any, scale_factor: float, x: torch.Tensor) -> tuple[float, float]:
+    """Take a trained diffusion model along to another first stage, in place: a start for training it further.
+
+    The old latents are written as an affine function of the new ones (and the other way round) by least squares over
+    ``x``, and folded into the UNet's first and last convolution. Exact where the two first stages differ by a rotation;
+    otherwise what the new latents hold besides is still to be learned, and noise has another size. model: a
+    ``LatentDiffusion`` that predicts x0; stage: an ``AutoencoderKL`` of as many channels; x: ``b 3 H W``.
+
+    Returns the shares of variance explained, old by new and new by old. Raises ValueError for another prediction or
+    number of channels.
+    """
+    if model.parameterization != "x0":
+        raise ValueError(f"a model that predicts x0 can follow a first stage, not one of '{model.parameterization}'")
+    if stage.embed_dim != model.latent_channels:
+        raise ValueError(f"the first stage has {stage.embed_dim} channels, the model {model.latent_channels}")
+    old, new = latents_of(model.first_stage_model, x) * model.scale_factor, latents_of(stage, x) * scale_factor
+    inward, offset, known = affine(new, old)
+    outward, shift, found = affine(old, new)
+    unet = model.model.diffusion_model
+    first, last, c = unet.input_blocks[0][0], unet.out[2], len(offset)
+    weight = first.weight.double()
+    groups = weight.split(c, dim=1)  # the noisy latent, then the input picture's, if there is one
+    first.bias += sum(g.sum((2, 3)) @ offset for g in groups).float()
+    first.weight[:] = torch.cat([torch.einsum("oihw,ij->ojhw", g, inward) for g in groups], 1).float()
+    last.bias[:] = (outward @ last.bias.double() + shift).float()
+    last.weight[:] = torch.einsum("ji,ichw->jchw", outward, last.weight.double()).float()
+    model.first_stage_model = stage
+    model.scale_factor = scale_factor
+    return known, found

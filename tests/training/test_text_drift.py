@@ -1,0 +1,105 @@
+"""The drift monitor of DreamBooth: figures with known answers from drawn pictures, and a run that names its best step."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.config import load_config
+from ldm.data.datamodule import PairDataModule
+from ldm.data.images import to_images
+from ldm.data.personalized import PersonalizedImages
+from ldm.evaluation.spriteworld import pictures
+from ldm.models.build import CONFIGS
+from ldm.spriteworld.scene import random_scene, subject_scene
+from ldm.training import text_drift
+from ldm.training.run import DEFAULTS, train
+from tests.training.conftest import SMALL
+
+PHOTOS = CONFIGS.parents[1] / "data" / "spriteworld" / "subjects" / "biscuit"
+
+
+def drawn(make, n=12):
+    return pictures([make(np.random.default_rng([5, i])) for i in range(n)])
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    subject = drawn(lambda rng: subject_scene(rng, "biscuit", style="day", hat=None))
+    dogs = drawn(lambda rng: random_scene(rng, animal="dog", style="day", hat=None))
+    return subject, dogs
+
+
+def monitor(tmp_path, **more):
+    data = PairDataModule(PersonalizedImages(str(PHOTOS), "dog", size=64))
+    settings = {"width": 64, "height": 64}
+    given = {"every": 1, "keep_at": [1, 2], "folder": tmp_path, "suffix": ".ckpt", "pictures": 12, "settings": settings}
+    return text_drift.TextDriftMonitor(data, **{**given, **more})
+
+
+def test_likeness_of_colours_tells_the_subject_from_other_dogs(worlds):
+    subject, dogs = map(text_drift.colour_shares, worlds)
+    assert torch.allclose(subject.square().sum(1), torch.ones(len(subject)))
+    same = text_drift.colour_shares(worlds[0][:1]).expand(3, -1)
+    assert text_drift.likeness(same) == pytest.approx(1, abs=1e-5)
+    assert text_drift.likeness(same[:1], -same) == pytest.approx(-1, abs=1e-5)
+    assert text_drift.likeness(subject) > text_drift.likeness(subject, dogs) + 0.03
+    black, white = -torch.ones(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
+    assert text_drift.likeness(text_drift.colour_shares(black), text_drift.colour_shares(white)) == 0
+
+
+def test_figures_are_one_at_the_photos_and_zero_at_the_frozen_model(tmp_path, monkeypatch, worlds):
+    subject, dogs = worlds
+    watching = monitor(tmp_path)
+    made = {}
+    monkeypatch.setattr(text_drift.ImageGenerator, "__init__", lambda self, model: None)
+    monkeypatch.setattr(text_drift.ImageGenerator, "generate", lambda self, texts, settings: to_images(made[texts[0]]))
+
+    def measured(step, with_, without):
+        made.update({"a sks dog": with_, "a dog": without})
+        watching.rows[step] = watching.measure(None, step)
+        return watching.rows[step]
+
+    frozen = measured(0, dogs, dogs)
+    assert (frozen["subject"], frozen["leak"], frozen["prior"]) == (0, 0, 1)
+    good = measured(1, subject, dogs)
+    assert good["subject"] == pytest.approx(1, abs=0.25)
+    assert (good["leak"], good["prior"]) == (0, 1)
+    leaked = measured(2, subject, subject[:1].expand_as(subject))
+    assert leaked["leak"] > 0.5
+    assert leaked["prior"] == pytest.approx(0, abs=1e-3)
+    best = watching.best()
+    assert best["step"] == 1
+    assert best["score"] == pytest.approx(good["subject"])
+    assert "prior's diversity 0.00" in best["why"]
+
+
+def test_a_run_from_photos_measures_itself_and_names_its_best_step(tmp_path):
+    few = {"scale": 2.0, "steps": 2, "sampler": "ddim", "width": 64, "height": 64}
+    given = [key for key in SMALL if "source_word" not in key and "drift" not in key]
+    given += [f"dataset.instance={PHOTOS}", f"dataset.class_images={PHOTOS.parents[1] / 'pictures' / 'dog'}"]
+    given += ["training.max_steps=2", "training.keep_at=[1,2]", "training.drift_every=1"]
+    given += ["model.params.first_stage_config.params.ckpt_path=data/spriteworld/first-stage.safetensors"]
+    given += ["training.drift.params.pictures=2"]
+    given += [f"training.drift.params.settings.{key}={value}" for key, value in few.items()]
+    config = load_config(CONFIGS.parent / "spriteworld" / "dreambooth.yaml", given, {"training": DEFAULTS})
+    run = train(config, "photos", tmp_path)
+    best = json.loads((run / "checkpoints" / "best.json").read_text())
+    assert set(best["steps"]) == {"0", "1", "2"}
+    assert (run / "checkpoints" / best["weights"]).is_file()
+    assert "drift/prior" in (run / "metrics" / "metrics.csv").read_text()
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path, pairs):
+    from ldm.data.personalized_edit import PersonalizedEdit
+
+    edits = PairDataModule(PersonalizedEdit(str(pairs / "training"), class_word="dog", source_word="wolf", size=64))
+    with pytest.raises(ValueError, match="photos of a subject"):
+        text_drift.TextDriftMonitor(edits, 1, [1], tmp_path, ".ckpt")
+    with pytest.raises(ValueError, match="pictures is 1; to compare likeness 2 are needed"):
+        monitor(tmp_path, pictures=1)
+    with pytest.raises(ValueError, match="unknown key 'stpes'"):
+        monitor(tmp_path, settings={"stpes": 3})
+    one = PersonalizedImages(str(PHOTOS), "dog", size=64, limit=1)  # a single photo is enough
+    assert text_drift.TextDriftMonitor(PairDataModule(one), 1, [1], tmp_path, ".ckpt").photos.shape[0] == 1
