@@ -19,6 +19,8 @@ JOBS = {
     "photos": {},
     "recogniser": {"steps": 1200},
     "scale": {"ckpt": STAGE},
+    "whiten": {"ckpt": STAGE, "output": None},
+    "follow": {"ckpt": EDITOR, "first_stage": STAGE, "output": None},
     "subject": {"run": None, "subject": "biscuit", "ckpt": EDITOR, "scenes": 200, "seed": 1, "output": None},
     "curves": {"run": None, "output": DATA / "curves.png"},
     "auto-cfg": {"ckpt": EDITOR, "scenes": 200, "seed": 1},
@@ -28,8 +30,11 @@ JOBS = {
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="spriteworld.py", description=__doc__, allow_abbrev=False)
     p.add_argument("what", choices=tuple(JOBS))
-    p.add_argument("--output", type=Path, help="sheet, curves: a PNG; measure, subject: a folder for tables and sheets")
-    p.add_argument("--ckpt", type=Path, help="measure: an editor or first stage; subject: the frozen editor; scale")
+    p.add_argument("--output", type=Path, help="a PNG (sheet, curves), folder (measure, subject) or weights' file")
+    p.add_argument(
+        "--ckpt", type=Path, help="an editor (measure, subject, follow) or first stage (measure, scale, whiten)"
+    )
+    p.add_argument("--first-stage", type=Path, help="follow: whose latents the model is to be rewritten for")
     p.add_argument("--scenes", type=int, help="measure, subject, auto-cfg: fresh scenes for each figure (default: 200)")
     p.add_argument("--seed", type=int, help="measure, subject, auto-cfg: of the scenes (default: 1)")
     p.add_argument("--run", type=Path, nargs="+", help="subject: the run folder that learned it; curves: run folders")
@@ -38,9 +43,11 @@ def parse() -> argparse.Namespace:
     args = p.parse_args()
     for name, value in vars(args).items():
         if name != "what" and value is not None and name not in JOBS[args.what]:
-            p.error(f"--{name} has no effect on {args.what}")
+            p.error(f"--{name.replace('_', '-')} has no effect on {args.what}")
         if (name in ("scenes", "steps") and value is not None and value < 1) or (name == "seed" and (value or 0) < 0):
             p.error(f"--{name} must be at least {int(name != 'seed')}")
+    if args.what in ("whiten", "follow") and (args.output is None or args.output.suffix != ".safetensors"):
+        p.error(f"{args.what} needs --output FILE.safetensors")
     if "run" in JOBS[args.what] and args.run is None:
         p.error(f"{args.what} needs --run")
     if args.what == "subject" and len(args.run) > 1:
@@ -57,6 +64,10 @@ def main() -> int:
         print(jobs.world_sheet(args.output))
     elif args.what == "scale":
         print(f"{jobs.latent_scale(args.ckpt):.5f}")
+    elif args.what == "whiten":
+        print(jobs.whiten_first_stage(args.ckpt, args.output))
+    elif args.what == "follow":
+        print(jobs.follow_first_stage(args.ckpt, args.first_stage, args.output))
     elif args.what == "photos":
         print(*jobs.all_photos(DATA), sep="\n")
     elif args.what == "recogniser":

@@ -8,18 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from ldm.checkpoint import read_checkpoint, replacing
+from ldm.checkpoint import read_checkpoint, replacing, save_checkpoint
 from ldm.config import instantiate_from_config
 from ldm.data.images import check_writable, save_image, to_images, to_tensor
+from ldm.diffusers_format import FIRST_STAGE
 from ldm.evaluation import spriteworld as world
 from ldm.evaluation.curves import curves
 from ldm.inference.auto_cfg import choose_scales, scale_grid
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.models.autoencoder import load_first_stage
-from ldm.models.build import config_for
+from ldm.models.build import config_for, load_model
+from ldm.models.export import published
+from ldm.models.latent_basis import follow, whiten
 from ldm.spriteworld import measures as m
+from ldm.spriteworld.dataset import SpritePictures
 from ldm.spriteworld.instructions import KINDS
 from ldm.spriteworld.recogniser import accuracy, load_recogniser, save_recogniser, train_recognisers
 from ldm.spriteworld.scene import ANIMALS, PLACES, STYLES, SUBJECTS, draw, random_scene, subject_scene
@@ -99,6 +104,37 @@ def latent_scale(path: Path, n: int = 400) -> float:
     scenes = [random_scene(np.random.default_rng([9, i])) for i in range(n)]
     moments = [stage.encode(part).mean for part in world.pictures(scenes).split(50)]
     return 1 / torch.cat(moments).std().item()
+
+
+def whiten_first_stage(ckpt: Path, output: Path, n: int = 2000) -> Path:
+    """Write a first stage with white latents over n fresh pictures, see ``latent_basis``; return its path."""
+    checkpoint, stage = read_checkpoint(ckpt), first_stage_of(ckpt)
+    check_writable(output)
+    whiten(stage, _varied(n))
+    save_checkpoint(output, {f"{FIRST_STAGE}{name}": t for name, t in stage.state_dict().items()}, checkpoint.metadata)
+    return output
+
+
+def follow_first_stage(ckpt: Path, first_stage: Path, output: Path, n: int = 2000) -> str:
+    """Write a diffusion model rewritten for another first stage's latents, fitted over n fresh pictures: weights to
+    train on from. Returns a line on how well the latents explain each other. Raises ValueError for what does not fit.
+    """
+    checkpoint = read_checkpoint(ckpt)
+    config = config_for(checkpoint)
+    model = load_model(checkpoint)
+    check_writable(output)
+    scale = round(latent_scale(first_stage), 5)
+    known, found = follow(model, first_stage_of(first_stage), scale, _varied(n))
+    OmegaConf.update(config, "model.params.scale_factor", scale)
+    described = {"config": OmegaConf.to_container(config, resolve=True)}
+    save_checkpoint(output, published(model), {**checkpoint.metadata, **described})
+    return f"{output}: {known:.1%} of the old latents' variance is in the new ones, {found:.1%} of the new in the old"
+
+
+def _varied(n: int) -> torch.Tensor:
+    """Return n pictures of the world, half of them in any coat."""
+    drawn = SpritePictures(n, seed=10)
+    return torch.stack([drawn[i]["edited"] for i in range(n)])
 
 
 def measure_checkpoint(ckpt: Path, data: Path, n: int, seed: int, output: Path | None) -> str:

@@ -58,8 +58,8 @@ def _unfinished(output: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _published(model: Any) -> dict[str, torch.Tensor]:
-    """The model's weights by their published names."""
+def published(model: Any) -> dict[str, torch.Tensor]:
+    """Return a model's weights by their published names."""
     state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(PARTS)}
     return {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
 
@@ -98,7 +98,7 @@ def _as_file(checkpoint: Checkpoint, output: Path, weights: str) -> Path:
     config = config_for(checkpoint)
     model = load_model(checkpoint, weights=weights)
     wanted = _outputs(model)
-    state = {name: _half(tensor) for name, tensor in _published(model).items()}
+    state = {name: _half(tensor) for name, tensor in published(model).items()}
     del model
     kept = {key: value for key, value in checkpoint.metadata.items() if key in KEPT}
     with _unfinished(output) as temporary:
@@ -113,7 +113,7 @@ def _as_folder(checkpoint: Checkpoint, output: Path, weights: str) -> Path:
     params = _plain(config)["model"]["params"]
     model = load_model(checkpoint, weights=weights)
     wanted = _outputs(model)
-    state = to_diffusers(_published(model))
+    state = to_diffusers(published(model))
     del model
     described = {
         "unet": _unet_config(params["unet_config"]["params"]),

@@ -5,6 +5,7 @@ Item i is a pure function of (seed, i): it does not matter which worker draws it
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,16 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.images import to_tensor
-from ldm.spriteworld.instructions import RARE_SHARE, caption, random_edit
+from ldm.spriteworld.instructions import RARE_SHARE, Edit, caption, random_edit
 from ldm.spriteworld.scene import COLOURS, PATTERNS, Coat, Scene, coloured, draw, random_scene, subject_mask
 
 Item = dict[str, Any]
 CONTRAST = 0.4  # the usual standard deviation of brightness, of [-1, 1], in and around an animal by day
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share}; a share from 0 to 1 is expected")
 
 
 class _Drawn(Dataset):
@@ -65,6 +71,7 @@ class SpritePictures(_Drawn):
             raise ValueError(f"crop is {crop} pixels; a picture has {size}")
         if low_contrast < 1:
             raise ValueError(f"low_contrast is {low_contrast}; it is a factor of at least 1")
+        _check_share("any_coat", any_coat)
         self.subject_weight, self.crop, self.low_contrast = subject_weight, crop, low_contrast
         self.any_coat = any_coat
 
@@ -73,8 +80,7 @@ class SpritePictures(_Drawn):
         rng = self._rng(index)
         scene = random_scene(rng)
         if rng.random() < self.any_coat:
-            main, second = (tuple(int(v) for v in rng.integers(10, 250, 3)) for _ in range(2))
-            scene = random_scene(rng, coat=Coat(main, second, str(rng.choice(tuple(PATTERNS)))))
+            scene = random_scene(rng, coat=any_coat(rng))
         mask = torch.from_numpy(np.asarray(subject_mask(scene, self.size), dtype=np.float32) / 255)[None]
         picture, weight = self._picture(scene), 1 + self.subject_weight * mask
         if self.low_contrast > 1:
@@ -90,6 +96,12 @@ class SpritePictures(_Drawn):
         at = rng.integers(len(rows))
         corner = (int(v) - self.crop // 2 for v in (rows[at], columns[at]))
         return tuple(min(max(v, 0), self.size - self.crop) for v in corner)
+
+
+def any_coat(rng: np.random.Generator) -> Coat:
+    """Return a coat of any two colours in any pattern."""
+    main, second = (tuple(int(v) for v in rng.integers(10, 250, 3)) for _ in range(2))
+    return Coat(main, second, str(rng.choice(tuple(PATTERNS))))
 
 
 def contrast(picture: torch.Tensor, mask: torch.Tensor) -> float:
@@ -120,13 +132,28 @@ class SpriteCaptions(_Drawn):
 class SpriteTriplets(_Drawn):
     """Edits: ``input`` and ``edited`` pictures (3 h w, [-1, 1]) and the instruction as ``text``."""
 
-    def __init__(self, length: int, seed: int = 0, size: int = 64, rare_share: float = RARE_SHARE):
-        """rare_share: the share of class instructions with a meaningless rare word before the class word."""
+    def __init__(
+        self, length: int, seed: int = 0, size: int = 64, rare_share: float = RARE_SHARE, any_coat: float = 0.0
+    ):
+        """rare_share: the share of class instructions with a meaningless rare word before the class word. any_coat: the
+        share of inputs whose animal wears any two colours in any pattern; what does not ask for another coat keeps it.
+        Raises ValueError for a share outside 0 to 1.
+        """
         super().__init__(length, seed, size)
-        self.rare_share = rare_share
+        _check_share("any_coat", any_coat)
+        self.rare_share, self.any_coat = rare_share, any_coat
 
     def __getitem__(self, index: int) -> Item:
         """Return item ``index``."""
-        edit = random_edit(self._rng(index), rare_share=self.rare_share)
+        edit = self.edit(index)
         pictures = {"input": self._picture(edit.source), "edited": self._picture(edit.target)}
         return {**pictures, "text": edit.instruction}
+
+    def edit(self, index: int) -> Edit:
+        """Return the scenes and the instruction of item ``index``."""
+        rng = self._rng(index)
+        if self.any_coat and rng.random() < self.any_coat:
+            edit = random_edit(rng, rare_share=self.rare_share)
+            source = replace(edit.source, coat=any_coat(rng))
+            return random_edit(rng, edit.kind, source, self.rare_share)
+        return random_edit(rng, rare_share=self.rare_share)

@@ -1,4 +1,4 @@
-"""The drift monitor of DreamBooth: figures with known answers from drawn pictures, and a run that names its best step."""
+"""DreamBooth's drift monitor: figures with known answers from drawn pictures, and a run that names its best step."""
 
 import json
 
