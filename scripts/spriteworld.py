@@ -19,7 +19,7 @@ JOBS = {
     "photos": {},
     "recogniser": {"steps": 1200},
     "scale": {"ckpt": STAGE},
-    "whiten": {"ckpt": STAGE, "output": None},
+    "whiten": {"ckpt": STAGE, "output": None, "power": 0.0},
     "follow": {"ckpt": EDITOR, "first_stage": STAGE, "output": None},
     "subject": {"run": None, "subject": "biscuit", "ckpt": EDITOR, "scenes": 200, "seed": 1, "output": None},
     "curves": {"run": None, "output": DATA / "curves.png"},
@@ -39,6 +39,9 @@ def parse() -> argparse.Namespace:
     p.add_argument("--seed", type=int, help="measure, subject, auto-cfg: of the scenes (default: 1)")
     p.add_argument("--run", type=Path, nargs="+", help="subject: the run folder that learned it; curves: run folders")
     p.add_argument("--subject", help="subject: whose photos it learned from (default: biscuit)")
+    p.add_argument(
+        "--power", type=float, help="whiten: 0 (white, default) to 1 (by what a channel means to the picture)"
+    )
     p.add_argument("--steps", type=int, help="recogniser: training steps (default: 1200)")
     args = p.parse_args()
     for name, value in vars(args).items():
@@ -65,7 +68,7 @@ def main() -> int:
     elif args.what == "scale":
         print(f"{jobs.latent_scale(args.ckpt):.5f}")
     elif args.what == "whiten":
-        print(jobs.whiten_first_stage(args.ckpt, args.output))
+        print(jobs.whiten_first_stage(args.ckpt, args.output, args.power))
     elif args.what == "follow":
         print(jobs.follow_first_stage(args.ckpt, args.first_stage, args.output))
     elif args.what == "photos":

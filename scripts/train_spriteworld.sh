@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train everything in data/spriteworld again: first stage, recognisers, text to image, editor. Each stage goes on where
 # it was stopped; finished stages are left alone. On a GPU it takes minutes, on two CPU cores a night. STEPS_FIRST_STAGE,
-# STEPS_TEXT and STEPS_EDIT make it shorter.
+# STEPS_WINDOWS, STEPS_TEXT and STEPS_EDIT make it shorter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
@@ -10,13 +10,16 @@ data=data/spriteworld
 runs=logs/spriteworld
 mkdir -p "$runs"
 
-# stage NAME CONFIG STEPS SHIPPED-AS [override ...]: train, or resume, then put the weights in their place. A run of
+# run_of NAME-STEPS: the newest run folder of that name, or nothing.
+run_of() { find "$runs" -maxdepth 1 -name "*_$1" | sort | tail -n 1; }
+
+# stage NAME CONFIG STEPS WEIGHTS [override ...]: train, or resume, then put the weights in their place. A run of
 # another number of steps is another run.
 stage() {
-  local name="$1-$3" config="$2" steps="$3" shipped="$4"
+  local name="$1-$3" config="$2" steps="$3" weights="$4"
   shift 4
   local run
-  run="$(find "$runs" -maxdepth 1 -name "*_$name" | sort | tail -n 1)"
+  run="$(run_of "$name")"
   if [ -n "$run" ] && [ -f "$run/checkpoints/step=$steps.safetensors" ]; then
     echo "train_spriteworld: $name is done ($run)"
   elif [ -n "$run" ] && [ -f "$run/checkpoints/last.ckpt" ]; then
@@ -24,12 +27,27 @@ stage() {
   else
     "$python" scripts/train.py "$config" "training.max_steps=$steps" "$@" --logs "$runs" --name "$name"
   fi
-  run="$(find "$runs" -maxdepth 1 -name "*_$name" | sort | tail -n 1)"
-  cp "$run/checkpoints/step=$steps.safetensors" "$data/$shipped.safetensors.tmp"
-  mv "$data/$shipped.safetensors.tmp" "$data/$shipped.safetensors"
+  run="$(run_of "$name")"
+  cp "$run/checkpoints/step=$steps.safetensors" "$weights.tmp"
+  mv "$weights.tmp" "$weights"
 }
 
-stage first-stage configs/spriteworld/first-stage.yaml "${STEPS_FIRST_STAGE:-3600}" first-stage
+# The first stage: whole pictures, then (its latents made white) windows of 32 and 48 pixels around the animal, where
+# the details are, and whole pictures again; last, each channel as large as what it means to the picture (nearly).
+first=configs/spriteworld/first-stage.yaml
+plain=(model.params.lossconfig.params.whiten=0 model.params.lossconfig.params.kl=1.0e-5
+  data.params.train.params.low_contrast=1 data.params.train.params.any_coat=0.5 data.params.train.params.seed=1)
+windows="${STEPS_WINDOWS:-2600}"
+from=model.params.ckpt_path
+stage first-stage-plain "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/plain.safetensors" "${plain[@]}"
+"$python" scripts/spriteworld.py whiten --ckpt "$runs/plain.safetensors" --output "$runs/white.safetensors"
+stage first-stage-32 "$first" "$windows" "$runs/windows-32.safetensors" "$from=$runs/white.safetensors" \
+  data.params.batch_size=32 data.params.train.params.crop=32 data.params.train.params.seed=11
+stage first-stage-48 "$first" "$windows" "$runs/windows-48.safetensors" "$from=$runs/windows-32.safetensors" \
+  data.params.batch_size=24 data.params.train.params.crop=48 data.params.train.params.seed=12
+stage first-stage "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/whole.safetensors" "$from=$runs/windows-48.safetensors"
+"$python" scripts/spriteworld.py whiten --ckpt "$runs/whole.safetensors" --output "$data/first-stage.safetensors" \
+  --power 0.8
 # the scale of these latents: every config that starts from these weights reads it
 scale="$("$python" scripts/spriteworld.py scale)"
 sed -i "s/scale_factor: [0-9.]*/scale_factor: $scale/" configs/spriteworld/model.yaml
@@ -38,7 +56,7 @@ if [ ! -f "$data/recogniser-grey.safetensors" ] || ! cmp -s "$data/first-stage.s
   "$python" scripts/spriteworld.py recogniser
   cp "$data/first-stage.safetensors" "$runs/recognised-by"
 fi
-stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-1200}" text-to-image
-stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-7600}" editor
+stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-4000}" "$data/text-to-image.safetensors"
+stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-14000}" "$data/editor.safetensors"
 "$python" scripts/spriteworld.py photos > /dev/null
 "$python" scripts/spriteworld.py measure --output "$data/measures"

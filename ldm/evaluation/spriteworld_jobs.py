@@ -106,12 +106,13 @@ def latent_scale(path: Path, n: int = 400) -> float:
     return 1 / torch.cat(moments).std().item()
 
 
-def whiten_first_stage(ckpt: Path, output: Path, n: int = 2000) -> Path:
-    """Write a first stage with white latents over n fresh pictures, see ``latent_basis``; return its path."""
+def whiten_first_stage(ckpt: Path, output: Path, power: float, n: int = 2000) -> Path:
+    """Write a first stage with uncorrelated latents over n fresh pictures, see ``latent_basis``; return its path."""
     checkpoint, stage = read_checkpoint(ckpt), first_stage_of(ckpt)
     check_writable(output)
-    whiten(stage, _varied(n))
-    save_checkpoint(output, {f"{FIRST_STAGE}{name}": t for name, t in stage.state_dict().items()}, checkpoint.metadata)
+    whiten(stage, _varied(n), power)
+    state = {f"{FIRST_STAGE}{name}": tensor.half() for name, tensor in stage.state_dict().items()}
+    save_checkpoint(output, state, checkpoint.metadata)
     return output
 
 

@@ -1,4 +1,5 @@
-"""Another basis for the latents: a first stage made white, and a trained diffusion model taken along to another one."""
+"""Another basis for the latents: a first stage made white, or stretched by what each direction means to the picture;
+and a trained diffusion model taken along to another first stage."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import Any
 import torch
 
 FLOOR = 1e-6  # of the largest variance: a direction below it carries nothing and is not blown up
-NOISE = 0.05  # at most this much of a white latent's unit deviation is the posterior's own noise
+ENOUGH = 200  # pictures, to see what the decoder makes of small steps
+NOISE = 0.05  # at most this much of a channel's deviation is the posterior's own noise
 
 
 @torch.no_grad()
@@ -18,23 +20,58 @@ def latents_of(stage: Any, x: torch.Tensor, batch_size: int = 50) -> torch.Tenso
 
 
 @torch.no_grad()
-def whiten(stage: Any, x: torch.Tensor) -> None:
-    """Turn and stretch a first stage's latents in place, so that over ``x`` they have zero mean, unit variance and no
-    correlation between channels.
+def whiten(stage: Any, x: torch.Tensor, power: float = 0.0) -> None:
+    """Turn and stretch a first stage's latents in place, so that over ``x`` they have zero mean and no correlation
+    between channels, and each channel's deviation is what it means to the picture, to this power.
 
-    The change is linear and undone before decoding: reconstructions by the latent's mean stay what they were. The
-    posterior's noise becomes the same everywhere, 0.05 at most. stage: an ``AutoencoderKL``; x: ``b 3 H W`` in [-1, 1].
+    power 0: white, every channel of unit variance. 1: a step in any channel changes the picture as much as in any
+    other, so that a squared error of latents is about one of pictures, and a channel that the decoder hardly looks at
+    is hardly there. The change is linear and undone before decoding: reconstructions by the latent's mean stay what
+    they were. The posterior's noise becomes 0.05 of each channel at most. stage: an ``AutoencoderKL``; x: ``b 3 H W``
+    in [-1, 1]. Raises ValueError for a power outside 0 to 1.
     """
+    if not 0 <= power <= 1:
+        raise ValueError(f"power is {power}; 0 (white) to 1 is expected")
     z = latents_of(stage, x)
     mean, (variances, directions) = z.mean(0), torch.linalg.eigh(torch.cov(z.T))
     variances = variances.clamp(min=FLOOR * variances.max())
-    forth, back = variances.rsqrt()[:, None] * directions.T, directions * variances.sqrt()
-    noise = torch.cat([stage.encode(part).logvar.exp().mean((0, 2, 3))[None] for part in x.split(50)]).mean(0).double()
+    _change(stage, x, mean, variances.rsqrt()[:, None] * directions.T, directions * variances.sqrt())
+    if power:
+        squares, directions = torch.linalg.eigh(responses(stage, x[:ENOUGH]))
+        stretch = squares.clamp(min=FLOOR * squares.max()) ** (power / 2)
+        stretch = stretch / stretch.square().mean().sqrt()
+        _change(stage, x, 0 * mean, stretch[:, None] * directions.T, directions / stretch)
+
+
+@torch.no_grad()
+def responses(stage: Any, x: torch.Tensor, step: float = 0.1, batch_size: int = 50) -> torch.Tensor:
+    """Return ``c c``: how a decoded picture answers to small steps in two channels of the latent together, per value of
+    the picture: the mean of ``J^T J`` over pictures ``b 3 H W``, by differences, the steps' signs random over the
+    positions."""
+    generator, gram = torch.Generator().manual_seed(0), 0
+    for part in x.split(batch_size):
+        z = stage.encode(part).mean
+        signs = torch.randint(0, 2, z[:, :1].shape, generator=generator).to(z) * 2 - 1
+        picture, answers = stage.decode(z), []
+        for channel in range(z.shape[1]):
+            moved = z.clone()
+            moved[:, channel : channel + 1] += step * signs
+            answers.append(((stage.decode(moved) - picture) / step).flatten())
+        answers = torch.stack(answers).double()
+        gram = gram + answers @ answers.T
+    return gram / x.numel()
+
+
+def _change(stage: Any, x: torch.Tensor, mean: torch.Tensor, forth: torch.Tensor, back: torch.Tensor) -> None:
+    """Make a first stage's latents ``forth (z - mean)``, in place."""
+    parts = [stage.encode(part).logvar.exp().mean((0, 2, 3)) for part in x[:ENOUGH].split(50)]
+    noise = torch.stack(parts).mean(0).double()
     c, inward, outward = len(mean), stage.quant_conv, stage.post_quant_conv
+    size = torch.cov(forth @ (latents_of(stage, x) - mean).T).diagonal()
     weight, bias = inward.weight[:c, :, 0, 0].double(), inward.bias[:c].double()
     inward.weight[:c, :, 0, 0], inward.bias[:c] = (forth @ weight).float(), (forth @ (bias - mean)).float()
     inward.weight[c:] = 0
-    inward.bias[c:] = (forth.square() @ noise).clamp(max=NOISE**2).log().float()
+    inward.bias[c:] = torch.minimum(forth.square() @ noise, NOISE**2 * size).log().float()
     weight = outward.weight[:, :, 0, 0].double()
     outward.bias[:] = (outward.bias.double() + weight @ mean).float()
     outward.weight[:, :, 0, 0] = (weight @ back).float()

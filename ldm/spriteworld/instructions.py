@@ -28,7 +28,7 @@ Choices = tuple[tuple[float, str], ...]  # (weight, wording)
 
 RARE_SHARE = 0.06
 RESERVED_WORDS = frozenset({"sks"})  # identifiers that personalising uses stay unseen
-KIND_SHARES: Choices = ((0.45, "class"), (0.18, "place"), (0.14, "style"), (0.13, "colour"), (0.10, "accessory"))
+KIND_SHARES: Choices = ((0.36, "class"), (0.19, "place"), (0.10, "style"), (0.16, "colour"), (0.19, "accessory"))
 KINDS = tuple(kind for _, kind in KIND_SHARES)
 DEFAULT_ACCESSORY = "red"  # what "make him wear a hat" means
 REMOVE_SHARE = 0.4

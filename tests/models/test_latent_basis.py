@@ -9,7 +9,7 @@ from ldm.checkpoint import read_checkpoint
 from ldm.diffusion.conditioning import Conditioning
 from ldm.evaluation import spriteworld_jobs as jobs
 from ldm.models.build import CONFIGS, load_model
-from ldm.models.latent_basis import affine, follow, latents_of, whiten
+from ldm.models.latent_basis import affine, follow, latents_of, responses, whiten
 from ldm.modules.reconstruction import correlation
 from ldm.spriteworld.dataset import SpritePictures
 
@@ -44,6 +44,25 @@ def test_white_latents_give_the_same_pictures(x):
     assert correlation(z.mean) < 1e-4 < apart
     assert z.logvar.exp().sqrt().max() < 0.0501
     assert (stage(x) - before).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_a_step_in_any_channel_means_as_much_to_the_picture(x):
+    stage = rotated(jobs.first_stage_of(STAGE))[0]
+    before, uneven = stage(x), responses(stage, x)
+    whiten(stage, x, 1.0)
+    assert (stage(x) - before).abs().max() < 1e-3
+    z = latents_of(stage, x)
+    assert z.square().mean().sqrt() == pytest.approx(1, abs=0.01)
+    after = responses(stage, x, step=0.01)
+    size, apart = after.diagonal(), after - torch.diag(after.diagonal())
+    there = torch.cov(z.T).diagonal().sqrt() > 0.05  # channels that the decoder hardly looks at are hardly there
+    assert there.sum() >= 6
+    assert size[there].max() < 3 * size[there].min()
+    assert apart[there][:, there].abs().max() < 0.5 * size[there].min()
+    assert uneven.diagonal().max() > 3 * uneven.diagonal().min()
+    with pytest.raises(ValueError, match="power is 2; 0"):
+        whiten(stage, x, 2)
 
 
 @torch.no_grad()
@@ -94,7 +113,7 @@ def test_what_cannot_follow_is_refused(x):
 
 def test_the_two_commands_write_weights_that_load(tmp_path):
     white, editor = tmp_path / "white.safetensors", tmp_path / "editor.safetensors"
-    jobs.whiten_first_stage(STAGE, white, 60)
+    jobs.whiten_first_stage(STAGE, white, 0.0, 60)
     assert jobs.latent_scale(white) == pytest.approx(1, abs=0.1)
     said = jobs.follow_first_stage(EDITOR, white, editor, 60)
     assert "100.0% of the old" in said

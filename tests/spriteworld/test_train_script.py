@@ -14,6 +14,7 @@ echo "$*" >> calls
 case "$1" in
 scripts/spriteworld.py)
   [ "$2" = scale ] && echo 1.25
+  [ "$2" = whiten ] && cat "$4" > "$6"
   [ "$2" = recogniser ] && touch data/spriteworld/recogniser-grey.safetensors
   exit 0;;
 esac
@@ -49,7 +50,11 @@ def test_a_fresh_checkout_trains_everything_in_order_and_a_second_call_nothing(f
     done, calls = run(fresh)
     assert done.returncode == 0, done.stderr
     trained = [call.split()[1] for call in calls if call.startswith("scripts/train.py")]
-    assert trained == [f"configs/spriteworld/{n}.yaml" for n in ("first-stage", "text-to-image", "instruct-pix2pix")]
+    stages = (*["first-stage"] * 4, "text-to-image", "instruct-pix2pix")
+    assert trained == [f"configs/spriteworld/{name}.yaml" for name in stages]
+    begun = [part.split("/")[-1] for call in calls for part in call.split() if "ckpt_path=" in part]
+    assert begun == ["white.safetensors", "windows-32.safetensors", "windows-48.safetensors"]
+    assert (fresh / "data/spriteworld/first-stage.safetensors").read_text().startswith("first-stage-3600")
     order = [next(i for i, call in enumerate(calls) if word in call) for word in ("first-st", " recog", "text-to")]
     assert order == sorted(order)
     assert (fresh / "data/spriteworld/editor.safetensors").read_text().startswith("instruct-pix2pix-")
