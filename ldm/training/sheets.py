@@ -37,7 +37,7 @@ INSTRUCTIONS = (
 class EditSheet:
     """Random scenes to the left, then what each of a row of instructions makes of them."""
 
-    def __init__(self, scenes: int = 6, size: int = 64, steps: int = 12, text_scale: float = 1.5):
+    def __init__(self, scenes: int = 6, size: int = 64, steps: int = 12, text_scale: float = 2.0):
         """scenes: rows; steps and text_scale: of the sampling."""
         rng = np.random.default_rng(11)
         self.scenes = [random_scene(rng, style="day") for _ in range(scenes)]
