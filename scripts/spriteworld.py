@@ -1,7 +1,6 @@
 """The sprite world: sheets of it, its photos and recognisers, and the measures of what lives in it."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -61,30 +60,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    from ldm.evaluation import spriteworld_jobs as jobs
+    from ldm.evaluation.spriteworld_jobs import run
 
-    if args.what == "sheet":
-        print(jobs.world_sheet(args.output))
-    elif args.what == "scale":
-        print(f"{jobs.latent_scale(args.ckpt):.5f}")
-    elif args.what == "whiten":
-        print(jobs.whiten_first_stage(args.ckpt, args.output, args.power))
-    elif args.what == "follow":
-        print(jobs.follow_first_stage(args.ckpt, args.first_stage, args.output))
-    elif args.what == "photos":
-        print(*jobs.all_photos(DATA), sep="\n")
-    elif args.what == "recogniser":
-        print(json.dumps(jobs.make_recognisers(DATA, args.steps), indent=2))
-    elif args.what == "curves":
-        print(jobs.draw_curves(args.run, args.output))
-    elif args.what == "auto-cfg":
-        print(jobs.measure_auto_cfg(args.ckpt, DATA, args.scenes, args.seed))
-    elif args.what == "subject":
-        from ldm.evaluation.subject_jobs import compare_subject
-
-        print(compare_subject(args.ckpt, args.run[0], args.subject, DATA, args.scenes, args.seed, args.output))
-    else:
-        print(jobs.measure_checkpoint(args.ckpt, DATA, args.scenes, args.seed, args.output))
+    print(run(args, DATA))
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,32 @@ from ldm.spriteworld.instructions import KINDS
 from ldm.spriteworld.recogniser import accuracy, load_recogniser, save_recogniser, train_recognisers
 from ldm.spriteworld.scene import ANIMALS, PLACES, STYLES, SUBJECTS, draw, random_scene, subject_scene
 from ldm.spriteworld.sheets import grid
+
+
+def run(args: Namespace, data: Path) -> Any:
+    """Do what ``scripts/spriteworld.py`` was asked for (``args.what`` and its options); return what it prints.
+
+    data: the folder of the shipped weights, photos and pictures.
+    """
+
+    def compared() -> str:
+        from ldm.evaluation.subject_jobs import compare_subject
+
+        return compare_subject(args.ckpt, args.run[0], args.subject, data, args.scenes, args.seed, args.output)
+
+    jobs = {
+        "sheet": lambda: world_sheet(args.output),
+        "measure": lambda: measure_checkpoint(args.ckpt, data, args.scenes, args.seed, args.output),
+        "photos": lambda: "\n".join(map(str, all_photos(data))),
+        "recogniser": lambda: json.dumps(make_recognisers(data, args.steps), indent=2),
+        "scale": lambda: f"{latent_scale(args.ckpt):.5f}",
+        "whiten": lambda: whiten_first_stage(args.ckpt, args.output, args.power),
+        "follow": lambda: follow_first_stage(args.ckpt, args.first_stage, args.output),
+        "subject": compared,
+        "curves": lambda: draw_curves(args.run, args.output),
+        "auto-cfg": lambda: measure_auto_cfg(args.ckpt, data, args.scenes, args.seed),
+    }
+    return jobs[args.what]()
 
 
 def world_sheet(path: Path) -> Path:

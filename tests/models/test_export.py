@@ -114,12 +114,12 @@ def test_the_file_recommends_what_the_checkpoint_does(tiny_model, tmp_path):
 @pytest.mark.parametrize("form", ["out.safetensors", "diffusers"])
 @pytest.mark.parametrize("part", ["UNet", "first stage"])
 def test_an_export_that_computes_something_else_is_refused_and_removed(tiny_ckpt, tmp_path, monkeypatch, form, part):
-    published, prefix = exporting._published, {"UNet": "model.", "first stage": "first_stage_model."}[part]
+    published, prefix = exporting.published, {"UNet": "model.", "first stage": "first_stage_model."}[part]
 
     def damaged(model):
         return {k: v * 1.2 if k.startswith(prefix) else v for k, v in published(model).items()}
 
-    monkeypatch.setattr(exporting, "_published", damaged)
+    monkeypatch.setattr(exporting, "published", damaged)
     with pytest.raises(ValueError, match=rf"is not what .*tiny\.safetensors.* holds: the {part}"):
         export(tiny_ckpt, tmp_path / form)
     assert not list(tmp_path.iterdir())
