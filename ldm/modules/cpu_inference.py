@@ -19,13 +19,21 @@ from ldm.modules.winograd import WinogradConv2d, more_memory, suits_winograd
 WINOGRAD_FROM = 256  # channels; with fewer the sums cost what the products save
 WINOGRAD_MEMORY = 5 << 27  # bytes that a network's transformed filters may take beyond the filters: 0.625 GiB
 WORTH_BF16 = 1.25  # how many times faster than fp32 a CPU must be in bf16 to take it
-_HINT = 16  # the picture size that the layout is chosen for; any other size computes the same, also quickly
+_ROWS = 3 * 16 * 16  # of a product, that a linear layer's layout is chosen for; others are as quick
 
 
-def can_pack() -> bool:
-    """Return whether this PyTorch has the operators that packed modules call (any x86 build since 2.0)."""
+@lru_cache
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether PyTorch has the operators that packed modules call (any x86 build since 2.0), and for this type.
+
+    In half precision they want a CPU with AVX-512 or its like; PyTorch's own layers do without.
+    """
     names = ("_convolution_pointwise", "_reorder_convolution_weight", "_linear_pointwise", "_reorder_linear_weight")
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or (dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 @lru_cache(maxsize=1)
@@ -59,19 +67,26 @@ def _fastest_product(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 class PackedConv2d(nn.Module):
-    """A convolution with its weight in the library's own layout."""
+    """A convolution with its weight in the library's own layout for the shape of its latest input.
+
+    A layout that another shape was given is up to 50 times slower (the library's reference loops), so a new shape lays
+    the weight out anew, which takes about as long as one call of the plain convolution.
+    """
 
     def __init__(self, conv: nn.Conv2d):
-        """conv: ungrouped, zero-padded, on the CPU."""
+        """conv: ungrouped, zero-padded, on the CPU. Its weight is laid out at the first call."""
         super().__init__()
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.bias = None if conv.bias is None else conv.bias.detach()
-        hint = [3, conv.in_channels, _HINT, _HINT]
-        self.packed = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.detach(), *self.geometry, hint)
+        self.weight, self.shape = conv.weight.detach(), None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``b c h w`` as the convolution does."""
-        return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.geometry, "none", [], "")
+        if x.shape != self.shape:
+            plain = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.geometry, list(x.shape))
+            self.shape = x.shape
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, "none", [], "")
 
 
 class PackedLinear(nn.Module):
@@ -82,7 +97,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.bias = None if linear.bias is None else linear.bias.detach()
         weight = linear.weight.detach()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 3 * _HINT * _HINT)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``... in`` to ``... out``."""
@@ -113,9 +128,8 @@ class PackedGEGLU(nn.Module):
         super().__init__()
         values, gates = layer.proj.weight.detach().chunk(2)
         self.value_bias, self.gate_bias = (part.clone() for part in layer.proj.bias.detach().chunk(2))
-        rows = 3 * _HINT * _HINT
-        self.values = torch.ops.mkldnn._reorder_linear_weight(values.contiguous(), rows)
-        self.gates = torch.ops.mkldnn._reorder_linear_weight(gates.contiguous(), rows)
+        self.values = torch.ops.mkldnn._reorder_linear_weight(values.contiguous(), _ROWS)
+        self.gates = torch.ops.mkldnn._reorder_linear_weight(gates.contiguous(), _ROWS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``... in`` to ``... out`` as the layer does."""
@@ -231,10 +245,10 @@ def _pack_inside(parent: nn.Module) -> None:
 def pack(module: nn.Module) -> nn.Module:
     """Replace the convolutions and linear layers inside ``module`` by packed ones, in place, and return it.
 
-    Wide 3x3 convolutions take fewer products afterwards (``winograd.py``). Does nothing where ``can_pack`` is false.
-    The module must be on the CPU and is for inference only from then on.
+    Wide 3x3 convolutions take fewer products afterwards (``winograd.py``). Does nothing where ``can_pack`` is false of
+    a parameter's type. The module must be on the CPU and is for inference only from then on.
     """
-    if not can_pack():
+    if not all(can_pack(dtype) for dtype in {p.dtype for p in module.parameters()}):
         return module
     use_winograd(module)
     _pack_inside(module)

@@ -1,5 +1,6 @@
 """Packed layers against the plain ones they replace."""
 
+import copy
 import time
 import weakref
 
@@ -15,9 +16,11 @@ from tests.models.reference import relative
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no packing operators")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+half = pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this CPU has no packed layers in bf16")
+TYPES = (torch.float32, pytest.param(torch.bfloat16, marks=half))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(
     ("layer", "shapes"),
     [
@@ -33,7 +36,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 def test_a_packed_layer_equals_the_plain_one(layer, shapes, dtype):
     torch.manual_seed(0)
     plain = layer()
-    packed = pack(nn.Sequential(layer_copy(plain).to(dtype)))
+    packed = pack(nn.Sequential(copy.deepcopy(plain).to(dtype)))
     assert isinstance(packed[0], (PackedConv2d, PackedLinear, PackedPointwise))
     for shape in shapes:
         x = torch.randn(shape)
@@ -43,12 +46,6 @@ def test_a_packed_layer_equals_the_plain_one(layer, shapes, dtype):
                 out = packed(given.to(dtype)).float()
                 assert out.shape == expected.shape
                 assert relative(out, expected) < TOLERANCE[dtype]
-
-
-def layer_copy(layer):
-    import copy
-
-    return copy.deepcopy(layer)
 
 
 def test_a_whole_packed_unet_equals_the_plain_one():
@@ -67,7 +64,7 @@ def test_packing_leaves_no_second_copy_of_the_weights():
     assert not [name for name, p in model.named_parameters() if p.ndim > 1]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(
     ("layer", "shape", "packs"),
     [
@@ -85,7 +82,7 @@ def test_packing_leaves_no_second_copy_of_the_weights():
 def test_unusual_layers_are_packed_rightly_or_left_alone(layer, shape, packs, dtype):
     torch.manual_seed(1)
     plain = layer()
-    packed = pack(nn.Sequential(layer_copy(plain).to(dtype)))
+    packed = pack(nn.Sequential(copy.deepcopy(plain).to(dtype)))
     assert (type(packed[0]) is not type(plain)) == packs
     x = torch.randn(shape)
     with torch.inference_mode():
@@ -95,11 +92,41 @@ def test_unusual_layers_are_packed_rightly_or_left_alone(layer, shape, packs, dt
         assert relative(packed(skipped.to(dtype)).float(), plain(skipped)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_convolution_is_laid_out_anew_for_every_new_shape(monkeypatch):
+    conv = nn.Conv2d(64, 32, 3, padding=1)
+    packed, lay_out, asked = PackedConv2d(copy.deepcopy(conv)), torch.ops.mkldnn._reorder_convolution_weight, []
+
+    def noted(weight, padding, stride, dilation, groups, shape):
+        asked.append(tuple(shape))
+        return lay_out(weight, padding, stride, dilation, groups, shape)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", noted)
+    shapes = [(3, 64, 4, 4), (3, 64, 64, 64), (3, 64, 64, 64), (1, 64, 9, 5)]
+    with torch.inference_mode():
+        for shape in shapes:
+            x = torch.randn(shape)
+            assert relative(packed(x), conv(x)) < 1e-5
+            assert torch.equal(packed.weight.to_dense(), conv.weight)
+    assert asked == [shapes[0], shapes[1], shapes[3]]
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_half_precision_is_packed_only_where_the_cpu_can(monkeypatch, supported):
+    can_pack.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(cpu_inference, "_packed", lambda layer: nn.Identity())
+    try:
+        for dtype, packs in ((torch.float32, True), (torch.bfloat16, supported)):
+            assert isinstance(pack(nn.Sequential(nn.Linear(4, 4).to(dtype)))[0], nn.Identity) == packs
+    finally:
+        can_pack.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 def test_a_packed_gated_layer_equals_the_plain_one(dtype):
     torch.manual_seed(3)
     plain = GEGLU(24, 40)
-    packed = pack(nn.Sequential(layer_copy(plain).to(dtype)))
+    packed = pack(nn.Sequential(copy.deepcopy(plain).to(dtype)))
     assert type(packed[0]) is not GEGLU
     for shape in ((5, 24), (2, 77, 24), (3, 1, 24)):
         x = torch.randn(shape)
@@ -119,12 +146,12 @@ def test_a_packed_layer_gives_each_picture_the_same_in_any_batch():
             assert relative(packed(x[i : i + 1]), together[i : i + 1]) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("context_dim", [None, 24])
 def test_a_packed_attention_equals_the_plain_one(context_dim, dtype):
     torch.manual_seed(4)
     plain = CrossAttention(40, context_dim, heads=5, dim_head=8)
-    packed = pack(nn.Sequential(layer_copy(plain).to(dtype)))[0]
+    packed = pack(nn.Sequential(copy.deepcopy(plain).to(dtype)))[0]
     assert type(packed) is not CrossAttention
     x = torch.randn(3, 50, 40)
     texts = [()] if context_dim is None else [(torch.randn(3, 7, 24),) for _ in range(2)]
