@@ -21,15 +21,28 @@ def read_results(path: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"'{file}' cannot be read ({error})") from error
-    if not isinstance(content, dict) or "records" not in content or "suite" not in content:
+    if not isinstance(content, dict) or "suite" not in content or not _are_records(content.get("records")):
         raise ValueError(f"'{file}' is no result of evaluate.py")
     return content
+
+
+def _are_records(records: Any) -> bool:
+    """Whether this is a list of pictures' figures as ``evaluate`` writes them."""
+    return isinstance(records, list) and all(
+        isinstance(r, dict)
+        and all(isinstance(r.get(name), str) for name in ("method", "subject", "case"))
+        and all(isinstance(r.get(name), int) for name in ("index", "seed"))
+        and isinstance(r.get("measures"), dict)
+        and all(isinstance(value, (int, float)) for value in r["measures"].values())
+        for r in records
+    )
 
 
 def compare(a: Path, b: Path) -> str:
     """Return a Markdown table of B minus A for every method and measure: the mean difference over the pictures that
     both have (same case, input picture and seed), with its paired 95 % bootstrap interval; a star where it excludes
-    zero. Below it stand the weights of both, and the measures left out because their backbones differ.
+    zero (all seeds of one picture are one draw of it). Below it stand the weights of both, the measures left out
+    because their backbones differ, and whatever else the two were not made alike in.
 
     Results from before the inputs were noted pair by case and number, with each other only. Raises ValueError for
     different suites or no picture in common.
@@ -42,18 +55,19 @@ def compare(a: Path, b: Path) -> str:
     lines = ["| method | measure | A | B | B - A | pictures |", "|---|---|---|---|---|---|"]
     for method in dict.fromkeys(key[0] for key in left):
         for measure, about in MEASURES.items():
-            pairs = [
-                (values[measure], right[key][measure])
+            keys = [
+                key
                 for key, values in left.items()
                 if key[0] == method and measure in values and measure in right.get(key, {})
             ]
-            if pairs and about.backbone not in unlike:
-                x, y = torch.tensor(pairs, dtype=torch.float64).T
-                change, d = bootstrap(y - x), about.digits
+            if keys and about.backbone not in unlike:
+                x, y = (torch.tensor([of[key][measure] for key in keys], dtype=torch.float64) for of in (left, right))
+                clusters = [(key[1:3], key[3] if key[-1] is None else key[-1]) for key in keys]
+                change, d = bootstrap(y - x, clusters=clusters, pairs=about.pairs), about.digits
                 star = " *" if change.low > 0 or change.high < 0 else ""
                 lines.append(
                     f"| {method} | {measure} | {x.mean():.{d}f} | {y.mean():.{d}f} | {change.mean:+.{d}f} "
-                    f"[{change.low:+.{d}f}, {change.high:+.{d}f}]{star} | {len(pairs)} |"
+                    f"[{change.low:+.{d}f}, {change.high:+.{d}f}]{star} | {len(keys)} |"
                 )
     if len(lines) == 2:
         older = [str(path) for path, keys in ((a, left), (b, right)) if all(key[-1] is None for key in keys)]
@@ -61,6 +75,7 @@ def compare(a: Path, b: Path) -> str:
         raise ValueError(f"'{a}' and '{b}' have no picture and measure in common{why}")
     notes = [f"- {title}: {line}" for title, content in (("A", first), ("B", second)) for line in _weights(content)]
     notes += [f"- left out: {line}" for line in unlike.values()]
+    notes += [f"- not alike: {line}" for line in _differences(first, second)]
     return "\n".join([*lines, "", *notes])
 
 
@@ -74,11 +89,41 @@ def _unlike_backbones(first: dict[str, Any], second: dict[str, Any]) -> dict[str
     found = {}
     for key, ours in (first.get("backbones") or {}).items():
         theirs = (second.get("backbones") or {}).get(key, ours)
-        if ours != theirs:
+        marks = [about.get("hash") for about in (ours, theirs)]
+        if marks[0] != marks[1] if all(marks) else ours != theirs:
             names = ", ".join(name for name, about in MEASURES.items() if about.backbone == key)
             said = " and ".join(f"'{about.get('weights')}' ({about.get('preprocessing')})" for about in (ours, theirs))
             found[key] = f"{names}, measured by {said}"
     return found
+
+
+def _differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Return what besides weights and backbones is not the same in both: how they were made, settings, prompts."""
+    found = []
+    ours, theirs = (content.get("made with") or {} for content in (first, second))
+    for key in sorted(set(ours) & set(theirs)):
+        if ours[key] != theirs[key]:
+            short = not isinstance(ours[key], (dict, list))
+            found.append(f"{key}" + (f" ({ours[key]} and {theirs[key]})" if short else ""))
+    settings = [
+        {(m.get("method"), m.get("subject")): m.get("settings") or {} for m in content.get("methods") or []}
+        for content in (first, second)
+    ]
+    for key in settings[0]:
+        a, b = settings[0][key], settings[1].get(key, settings[0][key])
+        unlike = [f"{name} {a.get(name)} and {b.get(name)}" for name in {**a, **b} if a.get(name) != b.get(name)]
+        if unlike:
+            found.append(f"settings of {key[0]} ({', '.join(unlike)})")
+    prompts = [
+        {(r["method"], r["case"], r["index"], r["seed"]): r.get("prompt") for r in content["records"]}
+        for content in (first, second)
+    ]
+    others = [key for key, text in prompts[0].items() if prompts[1].get(key, text) != text]
+    return found + [
+        f"prompts of {method} in {n} pictures"
+        for method in dict.fromkeys(key[0] for key in others)
+        if (n := sum(key[0] == method for key in others))
+    ]
 
 
 def _weights(content: dict[str, Any]) -> list[str]:

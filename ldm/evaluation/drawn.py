@@ -140,8 +140,8 @@ def exact_measures(
     """Return the measures of pictures ``x`` that answer a drawn case, one figure a picture each.
 
     What is asked of the whole class ("prior") is measured by leak, by how alike the subject's photos (``k 3 h w``) it
-    is, and by variety; everything else by what was asked. edited: False for pictures made from text alone, where
-    everything stands elsewhere and a second subject cannot be told.
+    is, and by how much its samples differ; everything else by what was asked. edited: False for pictures made from text
+    alone, where everything stands elsewhere and a second subject cannot be told.
     """
     subject = case.subject.world
     found: dict[str, torch.Tensor] = {}
@@ -151,6 +151,7 @@ def exact_measures(
             if photos is not None:
                 found["PRES (recogniser)"] = similarity(recogniser.described(x), recogniser.described(photos))
         found["class right"] = torch.tensor([a == case.subject.class_word for a in recogniser.animals(x)]).float()
+        found["DIV (recogniser)"] = apartness(recogniser.described(x))
         found["variety"] = variety(x)
     elif subject and "colour" not in case.answer and case.answer.get("style") != "grey":
         found["subject recognised"] = recogniser.is_subject(x, subject).float()
@@ -201,6 +202,14 @@ def colour_share(x: torch.Tensor, colour: str) -> torch.Tensor:
     shades = rgb_to_lab(torch.stack([base * f for f in (1.0, 0.9, 0.8)])[:, :, None, None])
     distance = torch.stack([(lab - shade).norm(dim=1) for shade in shades]).amin(0)
     return (distance < COLOUR_NEAR).float().flatten(1).mean(1)
+
+
+def apartness(features: torch.Tensor) -> torch.Tensor:
+    """Return each picture's mean distance (1 - cosine) to the others by unit features ``n d``, ``(n,)``."""
+    n = len(features)
+    if n < 2:
+        return torch.zeros(n)
+    return 1 - ((features @ features.T).sum(1) - 1) / (n - 1)
 
 
 def variety(x: torch.Tensor) -> torch.Tensor:

@@ -23,9 +23,11 @@ from ldm.data.images import open_rgb, resize, save_image, to_images, to_tensor
 from ldm.evaluation import metrics
 from ldm.evaluation.drawn import DrawnCase, draw_case, exact_measures, words_of
 from ldm.evaluation.methods import Method, Wanted, make_pictures, read_pictures
-from ldm.evaluation.report import write_report
+from ldm.evaluation.report import SHEET_ROWS, write_report
 from ldm.evaluation.suites import TEXT_METHODS, Case, Subject, Suite, photos_of, prompt_of
+from ldm.inference.features import weights_hash
 from ldm.inference.sheets import contact_sheet
+from ldm.models.build import choose_device, choose_precision
 from ldm.spriteworld.measures import Interval, bootstrap
 from ldm.spriteworld.recogniser import Recogniser
 
@@ -33,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 INPUT, TRUTH, PHOTOS = "input copied", "exact answer", "real photos"
 BOUNDS = (INPUT, TRUTH, PHOTOS)
-SHEET_ROWS = 6
 PACKAGES = ("torch", "transformers", "pillow", "numpy", "kornia")
 
 
@@ -65,6 +66,7 @@ class Results:
     backbones: dict[str, dict[str, str]]
     absent: dict[str, str]
     versions: dict[str, str]
+    made_with: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[str]:
@@ -85,25 +87,45 @@ class Results:
         return {name: names for name, names in found.items() if names}
 
     def summary(self) -> dict[str, dict[str, dict[str, Interval]]]:
-        """Return group -> method -> measure -> mean with its 95 % interval over pictures."""
+        """Return group -> method -> measure -> mean with its 95 % interval.
+
+        All methods are averaged over the same pictures (case, number and seed): those that every method that has the
+        measure has it for, or each over its own if there are none. Seeds of one picture are one draw of the bootstrap.
+        """
         found: dict[str, dict[str, dict[str, Interval]]] = {}
         subject_of = {case.name: case.subject.name for case in self.suite.cases}
         for group, names in self.groups().items():
+            within = [r for r in self.records if r.case in names]
             subjects = {subject_of[name] for name in names}
-            for method in self.rows:
-                chosen = [
-                    r
-                    for r in self.records
-                    if r.method == method and (r.subject in subjects if method == PHOTOS else r.case in names)
-                ]
-                values: dict[str, list[float]] = {}
-                for record in chosen:
-                    for measure, value in record.measures.items():
-                        values.setdefault(measure, []).append(value)
-                ordered = {m: bootstrap(torch.tensor(values[m])) for m in metrics.MEASURES if m in values}
-                if ordered and not (method == PHOTOS and group.startswith("prior")):
-                    found.setdefault(group, {})[method] = ordered
-        return found
+            photos = [] if group.startswith("prior") else [r for r in self.records if r.method == PHOTOS]
+            for measure in metrics.MEASURES:
+                shared = _shared_by_methods(within, measure)
+                for method in self.rows:
+                    if method == PHOTOS:
+                        chosen = [r for r in photos if r.subject in subjects and measure in r.measures]
+                    else:
+                        chosen = [r for r in within if r.method == method and measure in r.measures]
+                        chosen = [r for r in chosen if not shared or _picture(r) in shared]
+                    if chosen:
+                        pairs = metrics.MEASURES[measure].pairs or (method == PHOTOS and measure in ("DINO", "CLIP-I"))
+                        clusters = [(r.case, r.subject, r.index if method == PHOTOS else r.input) for r in chosen]
+                        values = torch.tensor([r.measures[measure] for r in chosen])
+                        interval = bootstrap(values, clusters=clusters, pairs=pairs)
+                        found.setdefault(group, {}).setdefault(method, {})[measure] = interval
+        return {group: {name: rows[name] for name in self.rows if name in rows} for group, rows in found.items()}
+
+
+def _picture(record: Record) -> tuple[str, int, int]:
+    return record.case, record.index, record.seed
+
+
+def _shared_by_methods(records: Sequence[Record], measure: str) -> set[tuple[str, int, int]]:
+    """Return the pictures for which every method that has a measure at all has it; none if there is no such picture."""
+    found: dict[str, set[tuple[str, int, int]]] = {}
+    for record in records:
+        if record.method not in BOUNDS and measure in record.measures:
+            found.setdefault(record.method, set()).add(_picture(record))
+    return set.intersection(*found.values()) if found else set()
 
 
 @dataclass
@@ -142,6 +164,7 @@ def evaluate(
     for method in methods:
         if not jobs[id(method)]:
             raise ValueError(f"method {method.name} has nothing to do in suite '{suite.name}': no case has its prompt")
+    made_with = _made_with(suite, recogniser, device, precision)
     total = sum(len(wanted) for job in jobs.values() for _, wanted in job)
     with tqdm(total=total, unit="picture", disable=None) as bar:
         for method in methods:
@@ -154,13 +177,31 @@ def evaluate(
         methods=[method.about for method in methods],
         records=records,
         sheets=sheets,
-        backbones={key: {"weights": m.name, "preprocessing": m.preprocessing} for key, m in models.items()},
+        backbones={
+            key: {"weights": m.name, "hash": weights_hash(m), "preprocessing": m.preprocessing}
+            for key, m in models.items()
+        },
         absent=absent,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        made_with=made_with,
     )
     write_files(results, output)
     write_report(results, output / "report.html", BOUNDS)
     return results
+
+
+def _made_with(suite: Suite, recogniser: Recogniser | None, device: str, precision: str) -> dict[str, Any]:
+    """Return what else two evaluations must have in common to be compared: ``compare`` says where they differ."""
+    place = choose_device(device)
+    asked = [(c.name, c.kind, c.reach, sorted(c.prompts.items()), c.drawn, c.answer) for c in suite.cases]
+    return {
+        "project": version("instruct2dream"),
+        "device": place.type,
+        "precision": choose_precision(precision, place),
+        "cases": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16],
+        "recogniser": "" if recogniser is None else weights_hash(recogniser),
+        "photos": {s.name: [fingerprint_of(open_rgb(p)) for p in photos_of(s)] for s in suite.subjects.values()},
+    }
 
 
 def _measure_all(
@@ -322,8 +363,11 @@ def _by_ground_truth(
     if prepared.region is not None:
         before, region = to_tensor(prepared.inputs), prepared.region.expand(len(x), -1, -1, -1)
         found |= metrics.background(x, before, region)
-        if "lpips" in models:
-            found["background LPIPS"] = models["lpips"](*(v * (region < 0.5) for v in (x, before)))
+    region = prepared.region
+    if prepared.scenes is not None and prepared.case.reach == "local":
+        region = torch.maximum(prepared.scenes.was, prepared.scenes.will)
+    if region is not None and "lpips" in models:
+        found["background LPIPS"] = metrics.background_distance(models["lpips"], pictures, prepared.inputs, region)
     return found
 
 
@@ -386,6 +430,7 @@ def write_files(results: Results, output: Path) -> None:
         "made": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "seeds": list(results.suite.seeds),
         "versions": results.versions,
+        "made with": results.made_with,
         "methods": results.methods,
         "backbones": results.backbones,
         "left out": results.absent,

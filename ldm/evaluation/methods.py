@@ -17,6 +17,7 @@ from ldm.evaluation.suites import METHODS, TEXT_METHODS, Suite
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.generator import ImageGenerator, TextSettings
 from ldm.inference.recipe import KEY, read_recipe
+from ldm.models.build import choose_device, choose_precision
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,26 @@ def read_methods(given: Sequence[str], suite: Suite) -> list[Method]:
             raise ValueError(f"method '{key}' is given twice; compare two runs of one method with --compare")
         checkpoint = read_checkpoint(path)
         file = checkpoint.path
+        _check_kind(name, checkpoint)
         _check_learned(name, subject, checkpoint, suite)
         kind = TextSettings if name in TEXT_METHODS else EditSettings
         settings = kind.of_checkpoint(checkpoint.metadata, **suite.settings.get(name, {}))
         methods.append(Method(name, subject, file, checkpoint, settings, fingerprint(file)))
     return methods
+
+
+def _check_kind(name: str, checkpoint: Checkpoint) -> None:
+    """Raise ValueError if weights make pictures from text alone and the method edits, or the other way round."""
+    first, last = (checkpoint.tensors.get(f"model.diffusion_model.{k}.weight") for k in ("input_blocks.0.0", "out.2"))
+    if first is None or last is None:
+        return  # what else is wrong with it, loading says
+    edits = first.shape[1] > last.shape[0]
+    if edits == (name in TEXT_METHODS):
+        kind = "edits pictures" if edits else "makes pictures from text alone"
+        raise ValueError(
+            f"method {name}, '{checkpoint.path}': it {kind} ({first.shape[1]} input channels for {last.shape[0]} of a "
+            "latent); give the weights of the other kind"
+        )
 
 
 def _check_learned(name: str, subject: str, checkpoint: Checkpoint, suite: Suite) -> None:
@@ -104,9 +120,10 @@ def make_pictures(
     """Make and write every wanted picture that is not there yet with just this recipe; the model is loaded only if one
     is missing. progress: called with how many pictures are done.
 
-    Raises ValueError for weights of the other kind (text to image or editing).
+    Raises ValueError for a device or a precision that is not there.
     """
-    recipes = [_recipe(method, w) for w in wanted]
+    precision = choose_precision(precision, choose_device(device))
+    recipes = [{**_recipe(method, w), "precision": precision} for w in wanted]
     todo = [i for i, w in enumerate(wanted) if not _is_there(w.path, recipes[i])]
     if progress is not None:
         progress(len(wanted) - len(todo))

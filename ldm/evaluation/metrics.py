@@ -15,16 +15,19 @@ from PIL import Image
 
 from ldm.data.images import resize, to_tensor
 
+LPIPS_SIZE = (256, 256)  # LPIPS depends on the scale: every method's pictures are compared at this one
+
 
 @dataclass(frozen=True)
 class Measure:
-    """A column: what it says, which way is better ("high", "low", or "one" for nearest to 1), and whose features it is
-    made of ("dino", "clip", "lpips", or "" for none of them)."""
+    """A column: what it says, which way is better ("high", "low", or "one" for nearest to 1), whose features it is made
+    of ("dino", "clip", "lpips", or "" for none of them), and whether it compares each picture with all the others."""
 
     about: str
     better: str = "high"
     digits: int = 2
     backbone: str = ""
+    pairs: bool = False
 
 
 MEASURES: dict[str, Measure] = {
@@ -49,11 +52,20 @@ MEASURES: dict[str, Measure] = {
         "sprite world: cosine of the recogniser's features of plain class samples to the subject's photos", "low", 3
     ),
     "class right": Measure("sprite world: the class that was asked for is recognised"),
-    "variety": Measure("sprite world: mean CIELAB distance between class samples (8 x 8 averages)", digits=1),
+    "DIV (recogniser)": Measure(
+        "sprite world: 1 - cosine of the recogniser's features between class samples: higher keeps the prior",
+        digits=3,
+        pairs=True,
+    ),
+    "variety": Measure(
+        "sprite world: mean CIELAB distance between class samples (8 x 8 averages)", digits=1, pairs=True
+    ),
     "PRES": Measure(
         "DINO of plain class samples to the subject's photos: lower keeps the prior", "low", 3, backbone="dino"
     ),
-    "DIV": Measure("mean LPIPS between plain class samples: higher keeps the prior", digits=3, backbone="lpips"),
+    "DIV": Measure(
+        "mean LPIPS between plain class samples: higher keeps the prior", digits=3, backbone="lpips", pairs=True
+    ),
 }
 
 
@@ -98,8 +110,8 @@ def background(x: torch.Tensor, source: torch.Tensor, region: torch.Tensor) -> d
 
 
 def pair_distances(lpips: Any, images: Sequence[Image.Image]) -> torch.Tensor:
-    """Return each picture's mean LPIPS to the others, ``(n,)``."""
-    x = to_tensor([resize(image, images[0].size) for image in images])
+    """Return each picture's mean LPIPS to the others, ``(n,)``; all at ``LPIPS_SIZE``."""
+    x = to_tensor([resize(image, LPIPS_SIZE) for image in images])
     if len(x) < 2:
         return torch.zeros(len(x))
     totals = torch.zeros(len(x))
@@ -107,6 +119,18 @@ def pair_distances(lpips: Any, images: Sequence[Image.Image]) -> torch.Tensor:
         others = torch.cat([x[:i], x[i + 1 :]])
         totals[i] = lpips(x[i : i + 1].expand_as(others), others).mean()
     return totals
+
+
+def background_distance(
+    lpips: Any, images: Sequence[Image.Image], inputs: Sequence[Image.Image], region: torch.Tensor
+) -> torch.Tensor:
+    """Return LPIPS against the input with the edited region blanked in both, ``(n,)``; at ``LPIPS_SIZE``.
+
+    region: ``n 1 h w`` or ``1 1 h w``, 1 where the edit belongs.
+    """
+    outside = (F.adaptive_max_pool2d(region.float(), LPIPS_SIZE[::-1]) < 0.5).float()
+    x, before = (to_tensor([resize(image, LPIPS_SIZE) for image in given]) for given in (images, inputs))
+    return lpips(x * outside, before * outside)
 
 
 def field_measures(

@@ -16,6 +16,8 @@ from ldm.spriteworld.measures import Interval
 if TYPE_CHECKING:
     from ldm.evaluation.evaluate import Results
 
+SHEET_ROWS = 6  # pictures of a case that its sheet shows
+FEW = 5  # pictures: with fewer an interval says nothing, and no method is marked as the best
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d8dde6; --paper: #fff; --best: #e6f4ea;
   --mark: #2f6fde; --bound: #98a2b3; }
@@ -51,9 +53,10 @@ def write_report(results: Results, path: Path, bounds: Sequence[str]) -> None:
     parts = [
         f"<h1>{escape(results.suite.name)}</h1>",
         f"<p>{escape(results.suite.about)}</p>" if results.suite.about else "",
-        f'<p class="soft">{_counts(results)} Means with 95 % bootstrap intervals over pictures. The grey rows are '
-        "bounds, not methods; the best method of a column is marked where its interval does not touch the next "
-        "one's.</p>",
+        f'<p class="soft">{_counts(results)} Means with 95 % bootstrap intervals over pictures (all seeds of one '
+        "picture are one draw); the methods of a column are averaged over the same n pictures, those that all methods "
+        "with that measure have. The grey rows are bounds, not methods; the best method of a column is marked where "
+        f"its interval does not touch the next one's and n is at least {FEW}.</p>",
         *(
             f"<h2>{escape(group[:1].upper() + group[1:])}</h2>{_table(rows, bounds)}"
             + (_plots(rows, bounds) if group == "all edits" else "")
@@ -90,7 +93,7 @@ def best_of(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence
     """Return the method that is clearly best by a measure (its interval apart from the next one's), or None."""
     better = MEASURES[measure].better
     found = {name: values[measure] for name, values in rows.items() if measure in values and name not in bounds}
-    if len(found) < 2:
+    if len(found) < 2 or min(v.n for v in found.values()) < FEW:
         return None
 
     def span(v: Interval) -> tuple[float, float]:
@@ -124,7 +127,8 @@ def _cell(value: Interval | None, measure: Measure, best: bool) -> str:
         return "<td>–</td>"
     d = measure.digits
     mark = ' class="best"' if best else ""
-    return f"<td{mark}>{value.mean:.{d}f}<small>{value.low:.{d}f} to {value.high:.{d}f}</small></td>"
+    span = f"{value.low:.{d}f} to {value.high:.{d}f}"
+    return f"<td{mark}>{value.mean:.{d}f}<small>{span}</small><small>n = {value.n}</small></td>"
 
 
 def _title(name: str) -> str:
@@ -176,11 +180,15 @@ def _case(results: Results, case: Any) -> str:
     for record in results.records:
         if record.case == case.name and record.prompt:
             told.setdefault(record.method, record.prompt)
+    shown = max((r.index for r in results.records if r.case == case.name), default=0) + 1
+    if shown > SHEET_ROWS:
+        head += f'<p class="soft">The first {SHEET_ROWS} of {shown} pictures.</p>'
     several = {r.method for r in results.records if r.case == case.name and r.prompt not in ("", told.get(r.method))}
     more = {m: " <span class='soft'>(the first picture)</span>" if m in several else "" for m in told}
     words = "".join(f"<dt>{escape(_title(m))}</dt><dd>“{escape(p)}”{more[m]}</dd>" for m, p in told.items())
     missing = [m for m in dict.fromkeys(m["method"] for m in results.methods) if m not in told]
-    words += "".join(f"<dt>{escape(_title(m))}</dt><dd>has no prompt here</dd>" for m in missing)
+    why = {m: "has no weights for this subject here" if m in case.prompts else "has no prompt here" for m in missing}
+    words += "".join(f"<dt>{escape(_title(m))}</dt><dd>{why[m]}</dd>" for m in missing)
     data = base64.b64encode(results.sheets[case.name].read_bytes()).decode()
     picture = f'<img alt="{escape(case.name)}" src="data:image/png;base64,{data}">'
     return f"<figure>{head}<figcaption><dl>{words}</dl></figcaption>{picture}</figure>"

@@ -280,11 +280,13 @@ def _check_prompt(text: Any, drawn: bool, where: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where} is empty")
     try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        parts = [part for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
-    for name in fields:
+    for _, name, form, conversion in parts:
         _one_of(name, known, "field", where)
+        if form or conversion:
+            raise ValueError(f"{where}: a field is {{{name}}} alone, without a format")
     return text
 
 
@@ -297,14 +299,14 @@ def _hole(picture: Path | None, subject: Subject) -> str:
 
 
 def photos_of(subject: Subject) -> list[Path]:
-    """Return a subject's photos (a folder's without the suite's masks, or the one file), sorted; none if there are
-    none."""
+    """Return a subject's photos (a folder's without masks: the suite's, and files called NAME-mask), or the one file,
+    sorted; none if there are none."""
     if subject.photos is None or not subject.photos.exists():
         return []
     if subject.photos.is_file():
         return [subject.photos]
     found = (p for p in subject.photos.iterdir() if p.suffix.lower() in SUFFIXES)
-    return sorted(p for p in found if p.resolve() not in subject.masks)
+    return sorted(p for p in found if p.resolve() not in subject.masks and not p.stem.endswith("-mask"))
 
 
 def prompt_of(case: Case, method: str, **scene: str) -> str:

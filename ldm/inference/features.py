@@ -6,6 +6,7 @@ Nothing is fetched: a backbone is a folder, or a name that the hub's cache alrea
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ class Lpips(nn.Module):
                     target.copy_(tensors[name])
         self.eval().requires_grad_(False)
 
-    preprocessing = "pictures as they are, in [-1, 1], shifted and scaled as LPIPS does"
+    preprocessing = "256 x 256, in [-1, 1], shifted and scaled as LPIPS does"
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the distance of every pair, ``(n,)``. x, y: ``n 3 h w`` in [-1, 1]."""
@@ -169,6 +170,18 @@ class Lpips(nn.Module):
             a, b = (v / (v.square().sum(1, keepdim=True).sqrt() + 1e-10) for v in (x, y))
             total = total + ((a - b).square() * self.weights[i]).sum(1).mean((1, 2))
         return total
+
+
+def weights_hash(network: Any) -> str:
+    """Return 16 hex digits that tell a network's weights (or those of its ``model``) from any others; "" of none."""
+    module = network if isinstance(network, nn.Module) else getattr(network, "model", None)
+    if not isinstance(module, nn.Module):
+        return ""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def backbones(

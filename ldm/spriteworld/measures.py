@@ -6,7 +6,7 @@ per picture, ``(b,)``, and ``bootstrap`` puts an interval around their mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,15 +29,35 @@ class Interval:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def bootstrap(values: torch.Tensor, draws: int = 1000, seed: int = 0) -> Interval:
-    """Return the mean of ``(n,)`` figures and its 95 % percentile interval. Raises ValueError for none."""
+def bootstrap(
+    values: torch.Tensor,
+    draws: int = 1000,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+    pairs: bool = False,
+) -> Interval:
+    """Return the mean of ``(n,)`` figures and its 95 % percentile interval. Raises ValueError for none.
+
+    clusters: what each figure belongs to (several seeds of one picture); whole clusters are drawn, since their figures
+    are not independent. pairs: each figure is the mean of a picture's comparisons with all the others; every picture
+    then moves the mean twice, so the interval is twice as wide (Hoeffding 1948: the variance of a U-statistic of order
+    two is 4 times that of its first projection).
+    """
     values = values.double().flatten()
     if not len(values):
         raise ValueError("no figures to average")
-    picks = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(seed))
-    means = values[picks].mean(1)
+    number: dict[Hashable, int] = {}
+    ids = [number.setdefault(name, len(number)) for name in (range(len(values)) if clusters is None else clusters)]
+    index, k = torch.tensor(ids), len(number)
+    sums = torch.zeros(k, dtype=values.dtype).index_add_(0, index, values)
+    sizes = torch.zeros(k, dtype=values.dtype).index_add_(0, index, torch.ones_like(values))
+    picks = torch.randint(k, (draws, k), generator=torch.Generator().manual_seed(seed))
+    mean = values.mean()
+    means = sums[picks].sum(1) / sizes[picks].sum(1)
+    if pairs:
+        means = mean + 2 * (means - mean)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-    return Interval(values.mean().item(), low, high, len(values))
+    return Interval(mean.item(), low, high, len(values))
 
 
 def _lab(x: torch.Tensor) -> torch.Tensor:

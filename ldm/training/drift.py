@@ -184,6 +184,9 @@ class DriftMonitor(Monitor):
         swaps = [entry for entry in reg.entries if entry.instruction is None]  # the others ask for other edits
         self.reg_input, self.reg_answer, reg_chosen = _some(reg, swaps or reg.entries, pairs)
         self.told, self.plain = ([_told(subject, pair, name) for pair in chosen] for name in (subject.identifier, ""))
+        self.telling = [i for i, (a, b) in enumerate(zip(self.told, self.plain, strict=True)) if a != b]
+        if not self.telling:
+            logger.warning("no pair's instruction has the identifier: drift/leak cannot be told and stays 0")
         self.reg_told = [_told(subject, pair, subject.identifier) for pair in reg_chosen]
         self._describe = described_by(dino) or coarse_colours
 
@@ -203,7 +206,10 @@ class DriftMonitor(Monitor):
             return editor.sample(x, texts, self.settings, range(len(x))).clamp(-1, 1).cpu()
 
         subject = way_gone(edited(self.input, self.told), self.input, self.photo, self._describe)
-        plain = way_gone(edited(self.input, self.plain), self.input, self.photo, self._describe)
+        plain = 0.0
+        if self.telling:
+            start, goal = self.input[self.telling], self.photo[self.telling]
+            plain = way_gone(edited(start, [self.plain[i] for i in self.telling]), start, goal, self._describe)
         if step == 0:
             self._plain_begun = plain
         background = kept_psnr(edited(self.reg_input, self.reg_told), self.reg_input, self.reg_answer)
@@ -243,8 +249,9 @@ def _some(stream: Any, entries: list[Any], n: int) -> tuple[torch.Tensor, torch.
 
 
 def _told(subject: Any, pair: Any, identifier: str) -> str:
-    """Return a pair's own instruction, or the subject's first one for it, with or without the identifier."""
+    """Return a pair's own instruction, or the subject's first one for it, with or ("") without the identifier."""
     if pair.instruction is not None:
-        return pair.instruction
+        words_of = pair.instruction.split()
+        return pair.instruction if identifier else " ".join(w for w in words_of if w != subject.identifier)
     source = pair.source_word or subject.source_word or "picture"
     return words.fill(subject.templates[0], identifier, subject.class_word or "", source)

@@ -136,6 +136,13 @@ def test_a_case_of_the_prior_is_measured_by_leak_class_and_variety(recogniser):
     assert leaked["PRES (recogniser)"].mean() > found["PRES (recogniser)"].mean() + 0.2
 
 
+def test_class_samples_that_are_all_alike_are_not_apart():
+    features = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), dim=1)
+    assert torch.allclose(drawn.apartness(features), torch.tensor([1.5, 1.0, 1.5]))
+    assert torch.allclose(drawn.apartness(features[:1].repeat(4, 1)), torch.zeros(4), atol=1e-6)
+    assert drawn.apartness(features[:1]).tolist() == [0.0]
+
+
 def test_scenes_are_the_same_every_time_and_always_leave_something_to_do():
     c = case("recontextualisation", "global", {"scenes": 30}, {"place": "beach"})
     first, second = drawn.draw_case(c), drawn.draw_case(c)

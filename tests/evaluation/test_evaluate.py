@@ -17,7 +17,7 @@ from ldm.checkpoint import read_checkpoint, save_checkpoint
 from ldm.data.images import to_tensor
 from ldm.evaluation import methods as methods_module
 from ldm.evaluation.compare import compare
-from ldm.evaluation.evaluate import BOUNDS, as_markdown, evaluate
+from ldm.evaluation.evaluate import BOUNDS, Record, Results, as_markdown, evaluate
 from ldm.evaluation.methods import read_methods
 from ldm.evaluation.report import best_of
 from ldm.evaluation.suites import read_suite
@@ -273,6 +273,53 @@ def test_other_settings_make_the_pictures_again(done, tmp_path):
     assert seen == {1, 2}
 
 
+def test_another_precision_makes_the_pictures_again(done):
+    folder, results = done
+    wanted = [r for r in results.records if r.file]
+    assert {read_recipe(folder / "out" / r.file)["precision"] for r in wanted} == {"fp32"}
+    assert results.made_with["precision"] == "fp32"
+    assert results.made_with["photos"].keys() == {"biscuit"}
+
+
+def record(case, method, index, seed, **measures):
+    return Record(case, "replacement", "local", "biscuit", method, index, seed, "p", f"input {index}", "f", measures)
+
+
+def test_all_methods_are_averaged_over_the_same_pictures(tmp_path):
+    suite = read_suite(write(tmp_path, suite_content(tmp_path)), ROOT)
+    done, kept = "instruction done", "background L1"
+    records = [record("drawn", "dreambooth", i, 3, **{done: 1.0}) for i in range(2)]
+    records += [record("drawn", "instruct_pix2pix", i, 3, **{done: 1.0, kept: 0.5}) for i in range(2)]
+    records += [record("real", "instruct_pix2pix", i, 3, **{done: 0.0, kept: 0.1}) for i in range(2)]
+    records += [record("real", "input copied", i, 3, **{kept: 0.0}) for i in range(2)]
+    results = Results(suite, [], records, {}, {}, {}, {})
+    rows = results.summary()["all edits"]
+    assert rows["instruct_pix2pix"][done].mean == rows["dreambooth"][done].mean == 1.0
+    assert rows["instruct_pix2pix"][done].n == 2
+    assert rows["instruct_pix2pix"][kept].mean == pytest.approx(0.3), "the other method does not have this one at all"
+    assert rows["instruct_pix2pix"][kept].n == 4
+    apart = [r for r in records if (r.case, r.method) in (("drawn", "dreambooth"), ("real", "instruct_pix2pix"))]
+    rows = Results(suite, [], apart, {}, {}, {}, {}).summary()["all edits"]
+    assert (rows["dreambooth"][done].mean, rows["instruct_pix2pix"][done].mean) == (1.0, 0.0)
+
+
+def test_seeds_of_one_picture_do_not_make_an_interval_narrower(tmp_path):
+    suite = read_suite(write(tmp_path, suite_content(tmp_path)), ROOT)
+    values = [0.1, 0.5, 0.9, 0.2, 0.4]
+    once = [record("drawn", "instruct_pix2pix", i, 0, **{"background L1": v}) for i, v in enumerate(values)]
+    often = [
+        record("drawn", "instruct_pix2pix", i, seed, **{"background L1": v})
+        for seed in range(4)
+        for i, v in enumerate(values)
+    ]
+    found = [
+        Results(suite, [], records, {}, {}, {}, {}).summary()["all edits"]["instruct_pix2pix"]["background L1"]
+        for records in (once, often)
+    ]
+    assert found[0].low == pytest.approx(found[1].low)
+    assert found[0].high == pytest.approx(found[1].high)
+
+
 def test_other_inputs_under_the_same_names_make_the_pictures_again(done):
     folder, _ = done
     before = run(folder, folder / "out3")
@@ -305,15 +352,45 @@ def test_two_results_are_compared_picture_by_picture(done, tmp_path):
         compare(tmp_path, folder / "out")
 
 
+@pytest.mark.parametrize("records", [5, [1], [{"measures": {}}], {"a": 1}])
+def test_files_that_hold_no_pictures_figures_are_refused(tmp_path, records):
+    (tmp_path / "results.json").write_text(json.dumps({"suite": "s", "records": records}))
+    with pytest.raises(ValueError, match="is no result of evaluate"):
+        compare(tmp_path, tmp_path)
+
+
+def test_a_comparison_says_what_else_was_not_alike(tmp_path):
+    a = result(tmp_path, "a", **{"made with": {"precision": "fp32", "cases": "11"}}, prompt="give it a hat")
+    b = result(tmp_path, "b", **{"made with": {"precision": "bf16", "cases": "11"}}, prompt="give it a cap", steps=77)
+    table = compare(a, b)
+    assert "- not alike: precision (fp32 and bf16)" in table
+    assert "- not alike: prompts of instruct_pix2pix in 1 pictures" in table
+    assert "- not alike: settings of instruct_pix2pix (steps 20 and 77)" in table
+    assert "not alike: cases" not in table
+    assert "not alike" not in compare(a, a)
+
+
+def test_backbones_are_told_apart_by_their_weights_not_by_where_they_lie(tmp_path):
+    def clip(path, mark):
+        return {"clip": {"weights": path, "hash": mark, "preprocessing": "p"}}
+
+    a = result(tmp_path, "a", backbones=clip("here", "1"))
+    moved, other = (result(tmp_path, n, backbones=clip(*c)) for n, c in (("b", ("there", "1")), ("c", ("here", "2"))))
+    assert "| CLIP-T |" in compare(a, moved)
+    assert "| CLIP-T |" not in compare(a, other)
+
+
 def result(tmp_path, name, **more):
     """A folder with a small result: one picture by one method."""
     record = {
         "case": "hat", "subject": "rex", "method": "instruct_pix2pix", "index": 0, "seed": 0, "input": "aa",
+        "prompt": "",
         "measures": {"background L1": 0.1, "CLIP-T": 0.2, "DINO": 0.5},
     }  # fmt: skip
     record |= {key: more.pop(key) for key in list(more) if key in record}
     record = {key: value for key, value in record.items() if value is not None}
     method = {"method": "instruct_pix2pix", "subject": "all", "weights": f"{name}.ckpt", "hash": f"hash-of-{name}"}
+    method["settings"] = {"steps": more.pop("steps", 20)}
     (tmp_path / name).mkdir()
     content = {"suite": "s", "records": [record], "methods": [method], **more}
     (tmp_path / name / "results.json").write_text(json.dumps(content))
@@ -347,6 +424,8 @@ def test_the_best_is_marked_only_where_intervals_are_apart():
     rows = {"a": {"leak": Interval(0.1, 0.05, 0.15, 9)}, "b": {"leak": Interval(0.3, 0.2, 0.4, 9)}}
     assert best_of(rows, "leak", ()) == "a"
     assert best_of(rows, "leak", ("a",)) is None
+    rows["a"]["leak"] = Interval(0.1, 0.05, 0.15, 1)
+    assert best_of(rows, "leak", ()) is None, "an interval over one picture says nothing"
     rows["a"]["leak"] = Interval(0.1, 0.05, 0.25, 9)
     assert best_of(rows, "leak", ()) is None
     rows = {"a": {"exact (dB)": Interval(20, 19, 21, 9)}, "b": {"exact (dB)": Interval(25, 24, 26, 9)}}
@@ -380,6 +459,7 @@ def changed(content, path, value):
         (("cases", 0, "prompts", "dreambooth"), "a {who}", "unknown field 'who'"),
         (("cases", 1, "prompts", "dreambooth"), "a dog {where}", "unknown field 'where'"),
         (("cases", 0, "prompts", "dreambooth"), "  ", "is empty"),
+        (("cases", 0, "prompts", "dreambooth"), "a {identifier:d}", "is {identifier} alone"),
         (("cases", 0, "answer"), {"place": "moon"}, "unknown place 'moon'"),
         (("cases", 0, "drawn", "animal"), "unicorn", "unknown animal 'unicorn'"),
         (("cases", 0, "drawn", "scenes"), 0, "at least 1"),
@@ -465,8 +545,11 @@ def test_weights_of_the_wrong_kind_are_refused(tmp_path):
     given = [f"instruct2dream={DATA / 'text-to-image.safetensors'}"]
     content = suite_content(tmp_path)
     content["cases"][0]["prompts"]["instruct2dream"] = "make it a dog"
-    with pytest.raises(ValueError, match=r"method instruct2dream, .*text alone .4 input channels"):
-        run(tmp_path, tmp_path / "out", given, content)
+    suite = read_suite(write(tmp_path, content), ROOT)
+    with pytest.raises(ValueError, match=r"method instruct2dream, .*text alone .16 input channels for 16"):
+        read_methods(given, suite)
+    with pytest.raises(ValueError, match=r"method dreambooth, .*edits pictures .32 input channels for 16"):
+        read_methods([f"dreambooth={DATA / 'editor.safetensors'}"], suite)
 
 
 @pytest.mark.parametrize(("learned", "fine"), [("sks dog", True), ("zwx dog", False), ("sks cat", False)])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from ldm.evaluation import metrics
-from ldm.inference.features import Clip, Dino, Lpips, backbones, prepare
+from ldm.inference.features import Clip, Dino, Lpips, backbones, prepare, weights_hash
 from ldm.modules.text import tokenize
 
 
@@ -149,6 +149,36 @@ def test_lpips_of_one_layer_by_hand(lpips):
     for channel in range(64):
         total += float(model.weights[0][0, channel, 0, 0] * difference[channel].mean())
     assert float(model(x, y)) == pytest.approx(total, rel=1e-4)
+
+
+def test_lpips_between_pictures_does_not_depend_on_their_size(lpips):
+    lpips = Lpips(*lpips)
+    small = [Image.effect_noise((64, 64), 90 + i).convert("RGB") for i in range(3)]
+    large = [picture.resize(metrics.LPIPS_SIZE, Image.Resampling.LANCZOS) for picture in small]
+    assert torch.allclose(metrics.pair_distances(lpips, small), metrics.pair_distances(lpips, large))
+    region = torch.zeros(1, 1, 64, 64)
+    region[..., 16:40, 8:56] = 1
+    wide = torch.nn.functional.interpolate(region, metrics.LPIPS_SIZE)
+    changed = [picture.copy() for picture in small]
+    for picture in changed:
+        picture.paste("red", (12, 20, 50, 36))
+    inside = metrics.background_distance(lpips, changed, small, region)
+    big = [picture.resize(metrics.LPIPS_SIZE, Image.Resampling.LANCZOS) for picture in changed]
+    assert torch.allclose(inside, metrics.background_distance(lpips, big, large, wide))
+    assert (inside < 0.1 * metrics.background_distance(lpips, changed, small, torch.zeros_like(region))).all()
+
+
+def test_weights_are_told_apart_by_their_values(lpips):
+    lpips = Lpips(*lpips)
+    before = weights_hash(lpips)
+    assert len(before) == 16
+    bias = lpips.convolutions[0].bias
+    with torch.no_grad():
+        bias[0] += 1
+        assert weights_hash(lpips) != before
+        bias[0] -= 1
+    assert weights_hash(type("Backbone", (), {"model": lpips})()) == weights_hash(lpips)
+    assert weights_hash(object()) == ""
 
 
 def test_backbones_that_are_absent_say_so_and_named_ones_must_be_there(tmp_path, dino, monkeypatch):

@@ -1,6 +1,7 @@
 """The drift monitor: figures with known answers, the best kept step with its reason, nothing lost over a resume."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,16 @@ def test_what_is_saved_at_a_step_holds_what_was_measured_there(pairs, begun, tmp
     run = train(config(pairs, begun, **{"training.keep_at": "[4]"}), "killed", tmp_path)
     states = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["callbacks"]
     assert set(states["DriftMonitor"]["rows"]) == {0, 2, 4}
+
+
+def test_the_plain_edit_of_a_pair_with_its_own_instruction_is_told_no_identifier():
+    subject = SimpleNamespace(
+        identifier="sks", source_word="wolf", class_word="dog", templates=["swap it for a {identifier} {class_word}"]
+    )
+    own, none = (SimpleNamespace(instruction=text, source_word=None) for text in ("make it a sks dog", None))
+    assert drift._told(subject, own, "sks") == "make it a sks dog"
+    assert drift._told(subject, own, "") == "make it a dog"
+    assert drift._told(subject, none, "").split() == ["swap", "it", "for", "a", "dog"]
 
 
 def test_data_that_cannot_be_measured_is_refused(pairs, begun, tmp_path):
