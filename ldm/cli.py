@@ -7,8 +7,23 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
+
+MEMORY = "this machine's memory is not enough; try a smaller size (like --resolution) or --batch-size"
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line without abbreviations, whose mistakes are one line: no usage above it."""
+
+    def __init__(self, prog: str, description: str | None):
+        """prog: the script's name; description: usually its docstring."""
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line in one line and leave with code 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help tells all options)\n")
 
 
 def run(main: Callable[[], int | None], name: str) -> None:
@@ -30,7 +45,13 @@ def run(main: Callable[[], int | None], name: str) -> None:
         sys.exit(main() or 0)
     except torch.OutOfMemoryError:
         message = "the GPU's memory is not enough; try a smaller --resolution or --batch-size, or --device cpu"
-    except (ValueError, FileNotFoundError, FloatingPointError, ImportError, OSError, MemoryError) as error:
+    except MemoryError:
+        message = MEMORY
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # the only sign that PyTorch gives of it on a CPU
+            raise
+        message = MEMORY
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError, OSError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
     except KeyboardInterrupt:
         print(f"\n{name}: stopped", file=sys.stderr)

@@ -192,7 +192,7 @@ def instantiate_from_config(node: Any, **extra: Any) -> Any:
         )
     try:
         return factory(**_checked(factory, node["target"], {**params, **extra}))
-    except TypeError as error:  # a value of a type that the class cannot use
+    except (TypeError, ArithmeticError, LookupError, AttributeError) as error:  # a value that the class cannot use
         raise ValueError(f"{node['target']} cannot be built from its params: {_first_line(error)}") from error
 
 
@@ -220,4 +220,5 @@ def _checked(factory: Any, target: str, params: dict[str, Any]) -> dict[str, Any
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    name = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
+    return name + " ".join(str(error).split())[:200]

@@ -11,7 +11,7 @@ from ldm import cli  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="ablate.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="ablate.py", description=__doc__)
     p.add_argument("ablations", type=Path, help="YAML, such as configs/spriteworld/ablations.yaml")
     p.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for the table and the plot")
     p.add_argument("--work", type=Path, help="data and runs: kept, gone on with; default: logs/<YAML's name>")

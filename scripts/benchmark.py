@@ -12,7 +12,7 @@ from ldm import cli  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="benchmark.py", description=__doc__)
     p.add_argument("what", choices=("edit", "train", "load"))
     p.add_argument("--size", choices=("tiny", "full"), default="tiny")
     p.add_argument("--device", help="edit, train: auto (default), cpu or cuda")

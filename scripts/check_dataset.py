@@ -10,7 +10,7 @@ from ldm import cli
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="check_dataset.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="check_dataset.py", description=__doc__)
     p.add_argument("folder", type=Path, help="what generate_dataset.sh made, or a folder of pairs")
     p.add_argument("--identifier", default="sks")
     p.add_argument("--class-word", help="what the subject is; default: the manifest's")

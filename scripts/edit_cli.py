@@ -17,7 +17,7 @@ EXAMPLE = ROOT / "data" / "spriteworld" / "pictures" / "wolf" / "01.png"
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="edit_cli.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="edit_cli.py", description=__doc__)
     p.add_argument("--input", nargs="+", help="photos, folders or globs")
     p.add_argument("--edit", nargs="+", help="instruction(s), each applied to every photo by itself")
     p.add_argument("--output", default="logs/edits", help="a file for one result, a folder for several")
@@ -50,8 +50,8 @@ def parse() -> argparse.Namespace:
     if len(sys.argv) == 1:
         args.input, args.edit = [str(EXAMPLE)], ["replace the wolf with a dog"]
         logging.info("no arguments: editing %s, “%s”", EXAMPLE.relative_to(ROOT), args.edit[0])
-    if not args.show_recipe and not (args.input and args.edit):
-        p.error("--input and --edit are needed (or --show-recipe FILE)")
+    if bool(args.show_recipe) == bool(args.input or args.edit) or bool(args.input) != bool(args.edit):
+        p.error("--input and --edit are needed, or --show-recipe FILE alone")
     for name in ("text", "image"):
         if None not in (getattr(args, f"cfg_{name}"), getattr(args, f"sweep_cfg_{name}")):
             p.error(f"--cfg-{name} has no effect beside --sweep-cfg-{name}; leave one of them out")

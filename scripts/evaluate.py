@@ -12,7 +12,7 @@ from ldm import cli  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="evaluate.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="evaluate.py", description=__doc__)
     p.add_argument("suite", nargs="?", type=Path, help="YAML file, such as configs/evaluation/spriteworld.yaml")
     p.add_argument(
         "--methods",

@@ -10,7 +10,7 @@ from ldm import cli
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="export.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="export.py", description=__doc__)
     p.add_argument("checkpoint", help="weights (.ckpt, .safetensors, diffusers folder) or a run")
     p.add_argument("output", help="a .safetensors file, or a folder")
     p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="auto: EMA where the file has it")

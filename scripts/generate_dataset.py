@@ -23,7 +23,7 @@ SHIPPED = {
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="generate_dataset.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="generate_dataset.py", description=__doc__)
     p.add_argument("--photos", nargs="+", help="the subject's photos: files, folders or globs")
     p.add_argument("--class-word", help="what the subject is, like dog")
     p.add_argument("--source-words", nargs="+", help="what it is to replace, like wolf; several take turns")

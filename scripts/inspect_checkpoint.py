@@ -1,6 +1,5 @@
 """Say what a checkpoint holds, and which of the configs it fits. Nothing in the file is run."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ldm import cli  # noqa: E402
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(prog="inspect_checkpoint.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="inspect_checkpoint.py", description=__doc__)
     p.add_argument("file", help=".ckpt, .safetensors or a diffusers folder")
     p.add_argument("--configs", type=Path, nargs="*", help="YAML files to compare with; default: all in configs/")
     args = p.parse_args()

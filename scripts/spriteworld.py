@@ -27,7 +27,7 @@ JOBS = {
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="spriteworld.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="spriteworld.py", description=__doc__)
     p.add_argument("what", choices=tuple(JOBS))
     p.add_argument("--output", type=Path, help="a PNG (sheet, curves), folder (measure, subject) or weights' file")
     p.add_argument(

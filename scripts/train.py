@@ -14,7 +14,7 @@ CONFIGS = ROOT / "configs"
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="train.py", description=__doc__)
     p.add_argument(
         "config", nargs="?", help="YAML file; default: v1-finetune_unfrozen.yaml with --ckpt, else the sprite world's"
     )

@@ -14,7 +14,7 @@ SHIPPED = ROOT / "data" / "spriteworld" / "text-to-image.safetensors"
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="txt2img.py", description=__doc__, allow_abbrev=False)
+    p = cli.Parser(prog="txt2img.py", description=__doc__)
     p.add_argument("--prompt", nargs="+", required=True, help="sentence(s)")
     p.add_argument("--output", default="logs/txt2img", help="a file for one picture, a folder for several")
     p.add_argument("--ckpt", help="default: the shipped sprite-world model")

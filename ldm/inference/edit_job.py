@@ -61,6 +61,8 @@ def find_photos(patterns: list[str]) -> list[Path]:
     """Return the pictures that files, folders and globs name, sorted within each. Raises FileNotFoundError."""
     found: list[Path] = []
     for pattern in patterns:
+        if not pattern:
+            raise ValueError("--input has an empty name; give a photo, a folder or a glob")
         path = Path(pattern)
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in images.SUFFIXES and p.is_file())
@@ -96,6 +98,9 @@ def plan_job(
     they are called ``<photo>-<instruction>-<seed>.png``. auto_cfg: choose the scales, of the sweep's if there is one.
     Raises FileNotFoundError or ValueError before any work.
     """
+    for name, text in (("--output", output), ("--mask", mask)):
+        if text == "":
+            raise ValueError(f"{name} is an empty name; give a path or leave it out")
     photos = find_photos(patterns)
     if any(not text.strip() for text in instructions):
         raise ValueError("the instruction is empty; say what to change, like --edit 'make it night'")
@@ -103,6 +108,12 @@ def plan_job(
         raise ValueError("--num-samples and --batch-size must be at least 1")
     if batch_size > 1 and (sweep or auto_cfg):
         raise ValueError("--batch-size has no effect with a sweep or --auto-cfg, which edit one picture at a time")
+    if batch_size > 1 and len(photos) * len(instructions) * num_samples == 1:
+        raise ValueError("--batch-size has no effect on a single result")
+    if settings.negative and settings.text_scale == settings.image_scale == 1 and not (sweep or auto_cfg):
+        raise ValueError(
+            "--negative has no effect where both scales are 1: nothing is guided; raise --cfg-text"
+        )
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}; 0 or more is expected")
     for text, image in [(t, i) for t in (sweep or ([], []))[0] for i in sweep[1]]:
@@ -126,7 +137,9 @@ def plan_job(
     read = [*photos, *([Path(mask)] if mask else [])]
     if mask and not Path(mask).is_file():
         raise FileNotFoundError(f"mask '{mask}' does not exist")
-    same = {p.resolve() for p in read} & {p.resolve() for p in outputs}
+    sheets = [_sheet_beside(path) for path in outputs] if auto_cfg else []
+    same = {p.resolve() for p in [*read, *outputs]} & {p.resolve() for p in sheets}
+    same |= {p.resolve() for p in read} & {p.resolve() for p in outputs}
     if same:
         raise ValueError(f"the result would overwrite '{next(iter(same))}'; choose another --output")
     tasks = tuple(Task(*what, out) for what, out in zip(wanted, outputs, strict=True))
@@ -138,6 +151,11 @@ def plan_job(
         return EditJob(tasks, settings.checked(), None, masked, 1, grid)
     table = (tuple(sweep[0]), tuple(sweep[1])) if sweep else None
     return EditJob(tasks, settings.checked(), table, masked, batch_size)
+
+
+def _sheet_beside(output: Path) -> Path:
+    """Return where the sheet of all scales that --auto-cfg tried goes."""
+    return output.with_name(f"{output.stem}-scales.png")
 
 
 def _names(wanted: list[tuple[Path, str, int]]) -> list[str]:
@@ -250,7 +268,7 @@ def _edit_by_choice(editor, job, task, photo, mask, progress) -> Path:
     logger.info("%s: text scale %g, image scale %g", task.output.name, best.text_scale, best.image_scale)
     recipe = recipe_of(editor, task, replace(job, settings=best))
     images.save_image(found[0].picture, task.output, recipe.chunks())
-    sheet = task.output.with_name(f"{task.output.stem}-scales.png")
+    sheet = _sheet_beside(task.output)
     images.save_image(candidates_sheet(photo, task.instruction, found), sheet)
     return sheet
 

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 # The spacing each sampler is at its best with; upstream's Euler-ancestral takes uniform time indices.
 BEST_SPACING = {"dpmpp_2m": "karras", "dpmpp_2m_sde": "karras", "heun": "karras", "unipc": "karras"}
 
+MAX_RESOLUTION = 16384  # pixels; far beyond what any memory edits at, and Pillow fills the memory far above it
+
 
 @dataclass(frozen=True)
 class EditSettings:
@@ -70,8 +72,8 @@ class EditSettings:
         get_sampler(self.sampler)
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; at least 1 is needed")
-        if self.resolution < 16:
-            raise ValueError(f"resolution is {self.resolution} pixels; at least 16 are needed")
+        if not 16 <= self.resolution <= MAX_RESOLUTION:
+            raise ValueError(f"resolution is {self.resolution} pixels; 16 to {MAX_RESOLUTION} are possible")
         for name in ("text_scale", "image_scale"):
             if not 0 <= getattr(self, name) <= 100:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 to 100 is expected")

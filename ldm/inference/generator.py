@@ -16,7 +16,7 @@ from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import GuidedDenoiser
 from ldm.diffusion.samplers import get_sampler, noise_source
 from ldm.diffusion.schedule import SPACINGS, make_sigmas
-from ldm.inference.editor import BEST_SPACING
+from ldm.inference.editor import BEST_SPACING, MAX_RESOLUTION
 from ldm.inference.recipe import told_of
 from ldm.models.build import load_for_use
 
@@ -53,8 +53,10 @@ class TextSettings:
         if not 0 <= self.scale <= 100:
             raise ValueError(f"scale is {self.scale}; 0 to 100 is expected")
         for name in ("width", "height"):
-            if getattr(self, name) < grid or getattr(self, name) % grid:
-                raise ValueError(f"{name} is {getattr(self, name)}; a multiple of {grid} is needed")
+            if not grid <= getattr(self, name) <= MAX_RESOLUTION or getattr(self, name) % grid:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; a multiple of {grid} of at most {MAX_RESOLUTION} is needed"
+                )
         if self.spacing not in ("auto", *SPACINGS):
             raise ValueError(f"unknown spacing '{self.spacing}'; known: auto, {', '.join(SPACINGS)}")
         spacing = BEST_SPACING.get(self.sampler, "uniform") if self.spacing == "auto" else self.spacing

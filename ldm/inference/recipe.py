@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.config import load_config
+from ldm.data.images import MAX_PIXELS
 
 KEY = "instruct2dream"
 
@@ -60,12 +61,20 @@ def read_recipe(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"picture '{path}' does not exist")
+    limit, Image.MAX_IMAGE_PIXELS = (
+        Image.MAX_IMAGE_PIXELS,
+        None,
+    )  # the project writes larger ones, and has its own limit
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
             image.load()
             text = getattr(image, "text", {}).get(KEY)
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
         raise ValueError(f"'{path}' is not a picture that can be read ({error})") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
     if text is None:
         raise ValueError(f"'{path}' carries no recipe (only PNG files written by this project do)")
     try:

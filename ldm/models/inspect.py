@@ -45,7 +45,7 @@ def fits(checkpoint: Checkpoint, config: Path) -> tuple[bool, str] | None:
     """Return whether a checkpoint fits the config's model, and what is to be said of it; None for a config without
     one."""
     node = load_config(config).get("model")
-    if node is None or "target" not in node:
+    if not OmegaConf.is_dict(node) or "target" not in node:
         return None
     with torch.device("meta"):
         model = instantiate_from_config(without_checkpoints(node), use_ema=False)
@@ -55,6 +55,8 @@ def fits(checkpoint: Checkpoint, config: Path) -> tuple[bool, str] | None:
     raw = any(name.startswith(UNET) for name in checkpoint.tensors)
     try:
         report, _ = compare(model, checkpoint, "raw" if raw else "auto")
+        if raw and checkpoint.has_ema:
+            compare(model, checkpoint, "auto")  # what an edit loads; half of the averages missing is an error
     except ValueError as error:
         return False, str(error)
     counts = {title: getattr(report, title) for title in ("missing", "mismatched")}

@@ -43,7 +43,7 @@ def bf16_is_faster() -> bool:
     Its instructions do not tell: some that have them are only half as fast with them. One thread's own time is taken,
     so that other work on the machine does not decide.
     """
-    if not torch.cpu.get_capabilities().get("avx512_bf16"):
+    if not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"):
         return False
     threads, seconds = torch.get_num_threads(), {}
     torch.set_num_threads(1)
@@ -78,15 +78,16 @@ class PackedConv2d(nn.Module):
         super().__init__()
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.bias = None if conv.bias is None else conv.bias.detach()
-        self.weight, self.shape = conv.weight.detach(), None
+        self._laid_out: tuple[torch.Size | None, torch.Tensor] = None, conv.weight.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``b c h w`` as the convolution does."""
-        if x.shape != self.shape:
-            plain = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.geometry, list(x.shape))
-            self.shape = x.shape
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, "none", [], "")
+        shape, weight = self._laid_out
+        if x.shape != shape:
+            plain = weight.to_dense() if weight.is_mkldnn else weight
+            weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.geometry, list(x.shape))
+            self._laid_out = x.shape, weight
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.geometry, "none", [], "")
 
 
 class PackedLinear(nn.Module):
@@ -174,9 +175,10 @@ class PackedTextAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Map ``b n d`` as the attention does; context: ``b m context_dim``."""
-        if self._kept is None or not torch.equal(self._kept[0], context):
-            self._kept = context.clone(), self.to_kv(context)
-        return self.to_out(multi_head(self.to_q(x), *self._kept[1].chunk(2, -1), self.heads))
+        kept = self._kept  # once: another thread may edit by another text meanwhile
+        if kept is None or not torch.equal(kept[0], context):
+            kept = self._kept = context.clone(), self.to_kv(context)
+        return self.to_out(multi_head(self.to_q(x), *kept[1].chunk(2, -1), self.heads))
 
 
 class CentredGroupNorm(nn.Module):

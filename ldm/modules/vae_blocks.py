@@ -47,7 +47,8 @@ class AttnBlock(nn.Module):
         """Map ``b c h w`` to ``b c h w``."""
         height = x.shape[2]
         hidden = self.norm(x)
-        q, k, v = (rearrange(layer(hidden), "b c h w -> b 1 (h w) c") for layer in (self.q, self.k, self.v))
+        # laid out position by position: else the CPU falls back to a matrix of all positions by all positions
+        q, k, v = (rearrange(f(hidden), "b c h w -> b 1 (h w) c").contiguous() for f in (self.q, self.k, self.v))
         out = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(rearrange(out, "b 1 (h w) c -> b c h w", h=height))
 

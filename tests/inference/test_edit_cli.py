@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ldm import cli
 from ldm.checkpoint import save_checkpoint
 from ldm.inference.recipe import read_recipe
 from tests.conftest import build_tiny, tiny_config
@@ -71,6 +72,7 @@ def failed(result: tuple[int, str, str]) -> str:
     assert len(lines) == 1, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == lines[0], err
+    assert "usage:" not in err, "the usage would bury the line"
     assert out == ""
     return lines[0]
 
@@ -280,6 +282,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
         "config that is no YAML": ([*one, *out, "--config", source], "YAML"),
         "absent first stage": ([*one, *out, "--vae-ckpt", folder / "gone.safetensors"], "gone.safetensors"),
         "EMA that is not there": ([*one, *out, "--weights", "ema"], "EMA"),
+        "recipe beside an edit": (["--show-recipe", source, *one], "FILE alone"),
+        "far too large": ([*one, *out, "--resolution", 10_000_000], "resolution is 10000000"),
         "recipe of nothing": (["--show-recipe", folder / "gone.png"], "gone.png"),
         "recipe of a plain picture": (["--show-recipe", source], "no recipe"),
         "recipe of no picture": (["--show-recipe", folder / "text.png"], "text.png"),
@@ -297,6 +301,26 @@ def test_bad_input_gives_one_line_and_exit_2(edit, tmp_path, name):
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert said in failed(edit(*arguments))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 2),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 8 bytes"), 2),
+        (ValueError("two\nlines"), 2),
+        (RuntimeError("a defect of ours"), None),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_a_defect_is_not_hidden(capsys, error, code):
+    def main():
+        raise error
+
+    with pytest.raises(RuntimeError if code is None else SystemExit) as caught:
+        cli.run(main, "x.py")
+    if code is not None:
+        assert caught.value.code == code
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

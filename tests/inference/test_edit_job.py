@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from ldm.checkpoint import save_checkpoint
 from ldm.diffusion.samplers import SAMPLERS
+from ldm.inference import recipe as recipe_module
 from ldm.inference.edit_job import find_photos, plan_job, run_job
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.masking import soft_mask
@@ -169,6 +170,19 @@ WRONG_PLANS = {
     "over the photo, another way": ({"output": "deep/../a.png"}, "overwrite"),
     "over the photo, by a link": ({"output": "link.png"}, "overwrite"),
     "over the mask": ({"output": "mask.png", "mask": "mask.png"}, "overwrite"),
+    "over the photo, by the sheet of scales": (
+        {"output": "a-scales.png", "auto": True, "source": "a-scales-scales.png"},
+        "overwrite",
+    ),
+    "over the mask, by the sheet of scales": ({"output": "go.png", "auto": True, "mask": "go-scales.png"}, "overwrite"),
+    "no output": ({"output": None}, "--output is an empty name"),
+    "no mask": ({"mask": None}, "--mask is an empty name"),
+    "no input": ({"source": None}, "--input has an empty name"),
+    "one result in batches": ({"batch_size": 8}, "--batch-size has no effect"),
+    "negative without guidance": (
+        {"negative": "bad", "text_scale": 1.0, "image_scale": 1.0},
+        "--negative has no effect",
+    ),
     "absent mask": ({"mask": "gone.png"}, "gone.png"),
     "below a file": ({"output": "a.png/x.png"}, "cannot write"),
     "no steps": ({"steps": 0}, "steps is 0"),
@@ -193,20 +207,27 @@ def test_wrong_jobs_are_refused_before_any_work(tmp_path, name):
     (tmp_path / "link.png").symlink_to(source)
     rectangle(50, 37, (0, 0, 9, 9)).save(tmp_path / "mask.png")
     (tmp_path / "deep").mkdir()
+    for other in ("a-scales-scales.png", "go-scales.png"):
+        photo(tmp_path / other)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     own = {k: v for k, v in changes.items() if k in EditSettings.__dataclass_fields__}
-    mask = str(tmp_path / changes["mask"]) if "mask" in changes else None
+
+    def placed(name):
+        return str(tmp_path / name) if name else ""
+
+    mask = placed(changes["mask"]) if "mask" in changes else None
     with pytest.raises((ValueError, FileNotFoundError), match=said) as caught:
         plan_job(
-            [str(source)],
+            [placed(changes.get("source", "a.png"))],
             changes.get("edits", ["go"]),
-            str(tmp_path / changes.get("output", "out")),
+            placed(changes.get("output", "out")),
             replace(FAST, **own),
             changes.get("seed", 1),
             changes.get("num_samples", 1),
             changes.get("sweep"),
             mask,
             changes.get("batch_size", 1),
+            changes.get("auto", False),
         )
     assert "\n" not in str(caught.value)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
@@ -549,6 +570,18 @@ def test_a_named_config_is_in_the_recipe_with_what_it_says(tmp_path, tiny_model)
         told.append(read_recipe(tmp_path / "x.png")["config"])
     assert [text.split()[0] for text in told] == ["my.yaml"] * 2
     assert told[0] != told[1]
+
+
+def test_the_recipe_of_a_very_large_picture_is_read(tmp_path, monkeypatch):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("instruct2dream", json.dumps({"seed": 3}))
+    picture(64, 64).save(tmp_path / "large.png", pnginfo=info)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own alarm, an error from twice as many pixels on
+    assert read_recipe(tmp_path / "large.png") == {"seed": 3}
+    assert Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.setattr(recipe_module, "MAX_PIXELS", 1000)
+    with pytest.raises(ValueError, match="64 x 64 pixels are too many"):
+        read_recipe(tmp_path / "large.png")
 
 
 def test_recipes_that_are_not_there(tmp_path, editor):

@@ -106,7 +106,7 @@ def test_a_convolution_is_laid_out_anew_for_every_new_shape(monkeypatch):
         for shape in shapes:
             x = torch.randn(shape)
             assert relative(packed(x), conv(x)) < 1e-5
-            assert torch.equal(packed.weight.to_dense(), conv.weight)
+            assert torch.equal(packed._laid_out[1].to_dense(), conv.weight)
     assert asked == [shapes[0], shapes[1], shapes[3]]
 
 
@@ -207,6 +207,41 @@ def test_bf16_is_taken_where_a_trial_is_clearly_faster(monkeypatch, seconds, has
         assert torch.get_num_threads() == threads
     finally:
         bf16_is_faster.cache_clear()
+
+
+def test_an_older_pytorch_that_cannot_tell_its_cpu_edits_in_fp32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    bf16_is_faster.cache_clear()
+    try:
+        assert not bf16_is_faster()
+    finally:
+        bf16_is_faster.cache_clear()
+
+
+class Meanwhile(nn.Module):
+    """A layer during whose work another thread edits by another text."""
+
+    def __init__(self, layer, edit):
+        super().__init__()
+        self.layer, self.edit = layer, edit
+
+    def forward(self, x):
+        self.edit()
+        return self.layer(x)
+
+
+def test_threads_with_other_texts_do_not_take_each_others():
+    torch.manual_seed(0)
+    plain = CrossAttention(16, 24, heads=2, dim_head=8)
+    packed = pack(nn.Sequential(copy.deepcopy(plain)))[0]
+    first, second, x = torch.randn(1, 5, 24), torch.randn(1, 5, 24), torch.randn(1, 7, 16)
+
+    def another():
+        packed._kept = second, packed.to_kv(second)
+
+    packed.to_q = Meanwhile(packed.to_q, another)
+    with torch.inference_mode():
+        assert relative(packed(x, first), plain(x, first)) < 1e-5
 
 
 def test_packing_lets_go_of_each_layer_before_the_next(monkeypatch):
