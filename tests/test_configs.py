@@ -507,7 +507,8 @@ def project() -> dict:
 @pytest.fixture(scope="module")
 def pins() -> dict[str, str]:
     lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
-    found = requirements([line for line in lines if line])
+    here = [line for line in lines if line and ((marker := Requirement(line).marker) is None or marker.evaluate())]
+    found = requirements(here)
     assert all(re.fullmatch(r"==[^*,]+", str(r.specifier)) for r in found.values()), "constraints pin exactly"
     return {name: next(iter(r.specifier)).version for name, r in found.items()}
 
@@ -524,6 +525,25 @@ def test_every_dependency_is_pinned_inside_its_range(project, pins):
             assert name not in pins or pins[name] in requirement.specifier
     assert pins["torch"] == "2.13.0"
     assert not {"torchvision", "gradio", "peft", "bitsandbytes", "wandb"} & set(base)
+
+
+def test_pins_for_every_python_can_be_installed_on_the_oldest(project):
+    """Without a marker a pin must run on the oldest Python; with one, that one must have a pin of its own."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pinned = [Requirement(line) for line in lines if line]
+    oldest = {"python_version": "3.10"}
+    assert "3.10" in SpecifierSet(project["requires-python"])
+    for pin in pinned:
+        elsewhere = pin.marker is not None and not pin.marker.evaluate(oldest)
+        assert not elsewhere or any(p.name == pin.name and p.marker.evaluate(oldest) for p in pinned if p.marker)
+        if pin.marker is None:
+            try:
+                wants = metadata(pin.name)["Requires-Python"]
+            except PackageNotFoundError:  # optional, like taming
+                continue
+            assert wants is None or SpecifierSet(wants).contains("3.10"), f"{pin} does not run on Python 3.10"
 
 
 def test_the_conda_environment_installs_the_same_project(project):
