@@ -164,7 +164,7 @@ def _plot(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence[s
                      f'stroke-width="3" stroke-linecap="round"/>')  # fmt: skip
         marks.append(f'<circle cx="{x(v.mean):.1f}" cy="{y}" r="4.5" fill="{colour}"/>')
     y = height - 4
-    for value, anchor in ((low, "start"), (high, "end")):
+    for value, anchor in ((low, "start"), (high, "end"))[: 2 if high > low else 1]:
         marks.append(f'<text x="{x(value):.1f}" y="{y}" text-anchor="{anchor}" fill="var(--soft)">{value:.3g}</text>')
     return f'<svg viewBox="0 0 {width} {height}" font-size="12" role="img">{"".join(marks)}</svg>'
 
