@@ -111,9 +111,7 @@ def plan_job(
     if batch_size > 1 and len(photos) * len(instructions) * num_samples == 1:
         raise ValueError("--batch-size has no effect on a single result")
     if settings.negative and settings.text_scale == settings.image_scale == 1 and not (sweep or auto_cfg):
-        raise ValueError(
-            "--negative has no effect where both scales are 1: nothing is guided; raise --cfg-text"
-        )
+        raise ValueError("--negative has no effect where both scales are 1: nothing is guided; raise --cfg-text")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}; 0 or more is expected")
     for text, image in [(t, i) for t in (sweep or ([], []))[0] for i in sweep[1]]:
