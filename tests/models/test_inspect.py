@@ -1,0 +1,71 @@
+"""What a checkpoint is said to hold, and which configs it is said to fit."""
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import read_checkpoint, save_checkpoint
+from ldm.config import instantiate_from_config
+from ldm.diffusers_format import UNET
+from ldm.models.inspect import describe, fits
+from ldm.modules.ema import ema_name
+from tests.conftest import tiny_config
+
+
+def written(path, content):
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def with_averages(tensors, share=1.0):
+    """The weights with the averages of a share of the UNet's, as InstructPix2Pix's file has them."""
+    names = [name for name in tensors if name.startswith(UNET)]
+    chosen = names[: int(share * len(names))]
+    return tensors | {f"model_ema.{ema_name(name.removeprefix('model.'))}": tensors[name].clone() for name in chosen}
+
+
+def test_a_checkpoint_is_described_by_what_is_in_it(tmp_path, tiny_model):
+    recipe = {"recipe": {"identifier": "sks", "class_word": "dog"}, "step": 500}
+    save_checkpoint(tmp_path / "a.safetensors", with_averages(tiny_model.state_dict()), recipe)
+    said = describe(read_checkpoint(tmp_path / "a.safetensors"))
+    for part in ("UNet input channels: 8", "UNet weights: raw and EMA", "step: 500", "identifier: sks", "float32"):
+        assert part in said
+    parameters = sum(p.numel() for p in tiny_model.first_stage_model.parameters()) / 1e6
+    (line,) = (line for line in said.splitlines() if line.strip().startswith("first stage"))
+    assert f"{parameters:.2f} M" in line
+
+
+def test_a_checkpoint_fits_its_own_config_and_no_other(tmp_path, tiny_ckpt):
+    checkpoint = read_checkpoint(tiny_ckpt)
+    assert fits(checkpoint, written(tmp_path / "own.yaml", tiny_config())) == (True, "")
+    wide = tiny_config()
+    wide["model"]["params"]["unet_config"]["params"]["model_channels"] = 64
+    fine, why = fits(checkpoint, written(tmp_path / "wide.yaml", wide))
+    assert not fine
+    assert "mismatched (like model.diffusion_model." in why
+    for other in ({"model": 5}, {"training": {"max_steps": 3}}):
+        assert fits(checkpoint, written(tmp_path / "none.yaml", other)) is None
+
+
+@pytest.mark.parametrize(("share", "fine"), [(1.0, True), (0.5, False)])
+def test_half_of_the_averages_do_not_fit(tmp_path, tiny_model, share, fine):
+    save_checkpoint(tmp_path / "a.safetensors", with_averages(tiny_model.state_dict(), share), {})
+    found = fits(read_checkpoint(tmp_path / "a.safetensors"), written(tmp_path / "own.yaml", tiny_config()))
+    assert found[0] == fine
+    assert fine or "EMA" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("unet_config.params.num_heads", 0, "ZeroDivisionError"),
+        ("cond_stage_config.params.text_config.hidden_act", "foo", "foo"),
+    ],
+)
+def test_values_that_no_network_can_have_are_one_line(path, value, says):
+    config = OmegaConf.create(tiny_config()["model"])
+    OmegaConf.update(config, f"params.{path}", value)
+    with torch.device("meta"), pytest.raises(ValueError, match=says) as caught:
+        instantiate_from_config(config)
+    assert "\n" not in str(caught.value)
