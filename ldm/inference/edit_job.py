@@ -106,12 +106,7 @@ def plan_job(
         raise ValueError("the instruction is empty; say what to change, like --edit 'make it night'")
     if num_samples < 1 or batch_size < 1:
         raise ValueError("--num-samples and --batch-size must be at least 1")
-    if batch_size > 1 and (sweep or auto_cfg):
-        raise ValueError("--batch-size has no effect with a sweep or --auto-cfg, which edit one picture at a time")
-    if batch_size > 1 and len(photos) * len(instructions) * num_samples == 1:
-        raise ValueError("--batch-size has no effect on a single result")
-    if settings.negative and settings.text_scale == settings.image_scale == 1 and not (sweep or auto_cfg):
-        raise ValueError("--negative has no effect where both scales are 1: nothing is guided; raise --cfg-text")
+    _check_effects(settings, batch_size, len(photos) * len(instructions) * num_samples, bool(sweep or auto_cfg))
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}; 0 or more is expected")
     for text, image in [(t, i) for t in (sweep or ([], []))[0] for i in sweep[1]]:
@@ -149,6 +144,16 @@ def plan_job(
         return EditJob(tasks, settings.checked(), None, masked, 1, grid)
     table = (tuple(sweep[0]), tuple(sweep[1])) if sweep else None
     return EditJob(tasks, settings.checked(), table, masked, batch_size)
+
+
+def _check_effects(settings: EditSettings, batch_size: int, results: int, several_scales: bool) -> None:
+    """Raise ValueError for an option that would change nothing. several_scales: of a sweep or --auto-cfg."""
+    if batch_size > 1 and several_scales:
+        raise ValueError("--batch-size has no effect with a sweep or --auto-cfg, which edit one picture at a time")
+    if batch_size > 1 and results == 1:
+        raise ValueError("--batch-size has no effect on a single result")
+    if settings.negative and settings.text_scale == settings.image_scale == 1 and not several_scales:
+        raise ValueError("--negative has no effect where both scales are 1: nothing is guided; raise --cfg-text")
 
 
 def _sheet_beside(output: Path) -> Path:

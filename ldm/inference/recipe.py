@@ -61,10 +61,8 @@ def read_recipe(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"picture '{path}' does not exist")
-    limit, Image.MAX_IMAGE_PIXELS = (
-        Image.MAX_IMAGE_PIXELS,
-        None,
-    )  # the project writes larger ones, and has its own limit
+    # the project writes larger pictures than Pillow reads by itself
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -278,6 +278,10 @@ def test_another_precision_makes_the_pictures_again(done):
     wanted = [r for r in results.records if r.file]
     assert {read_recipe(folder / "out" / r.file)["precision"] for r in wanted} == {"fp32"}
     assert results.made_with["precision"] == "fp32"
+    for path in (folder / "out" / r.file for r in wanted):
+        recipe = read_recipe(path)
+        assert methods_module._is_there(path, recipe)
+        assert not methods_module._is_there(path, {**recipe, "precision": "bf16"})
     assert results.made_with["photos"].keys() == {"biscuit"}
 
 
