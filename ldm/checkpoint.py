@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 EMA = "model_ema."
 METADATA_KEY = "instruct2dream"
 WEIGHTS = ("auto", "ema", "raw")
+LISTED = 5  # names in a line that a person reads
 
 # Found in published files, and rightly not loaded: derived from the config, or of training's other half.
 _DERIVED = (
@@ -244,11 +245,13 @@ def load_into(
     """Put a checkpoint's tensors into a model; a model on the meta device receives them as its own, one copy.
 
     dtype_of: the type that a parameter gets on the meta device, by name (default: fp32). Raises ValueError if any
-    parameter is missing or mis-shaped; the report names all.
+    parameter is missing or mis-shaped; the line names the first, ``compare`` gives all.
     """
     report, accepted = compare(model, checkpoint, weights)
     if report.missing or report.mismatched:
-        raise ValueError(f"the checkpoint does not fit the config: {report.summary()}")
+        more = max(len(report.missing), len(report.mismatched), len(report.unexpected)) > LISTED
+        hint = "; scripts/inspect_checkpoint.py --keys lists every key" if more else ""
+        raise ValueError(f"the checkpoint does not fit the config: {report.summary()}{hint}")
     _assign(model, accepted, dtype_of)
     return report
 
@@ -385,6 +388,6 @@ def write_safetensors(state: Mapping[str, torch.Tensor], path: Path, metadata: M
     path.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
 
 
-def _listed(names: list[str], limit: int = 5) -> str:
-    shown = ", ".join(sorted(names)[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:LISTED])
+    return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown

@@ -13,9 +13,10 @@ def main() -> int:
     p = cli.Parser(prog="inspect_checkpoint.py", description=__doc__)
     p.add_argument("file", help=".ckpt, .safetensors or a diffusers folder")
     p.add_argument("--configs", type=Path, nargs="*", help="YAML files to compare with; default: all in configs/")
+    p.add_argument("--keys", action="store_true", help="list every key that a config misses or has no use for")
     args = p.parse_args()
     from ldm.checkpoint import read_checkpoint
-    from ldm.models.inspect import describe, fits
+    from ldm.models.inspect import describe, fits, misfits
 
     checkpoint = read_checkpoint(args.file)
     print(describe(checkpoint))
@@ -24,6 +25,8 @@ def main() -> int:
         if verdict is not None:
             shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
             print(f"  {'fits' if verdict[0] else 'does not fit'} {shown}{': ' + verdict[1] if verdict[1] else ''}")
+            for line in misfits(checkpoint, path) if args.keys else []:
+                print(f"    {line}")
     return 0
 
 

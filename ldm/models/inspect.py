@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ldm.checkpoint import Checkpoint, compare, fingerprint
+from ldm.checkpoint import Checkpoint, LoadReport, compare, fingerprint
 from ldm.config import instantiate_from_config, load_config
 from ldm.diffusers_format import UNET
 
@@ -44,19 +44,11 @@ def describe(checkpoint: Checkpoint) -> str:
 def fits(checkpoint: Checkpoint, config: Path) -> tuple[bool, str] | None:
     """Return whether a checkpoint fits the config's model, and what is to be said of it; None for a config without
     one."""
-    node = load_config(config).get("model")
-    if not OmegaConf.is_dict(node) or "target" not in node:
+    model = _structure(config)
+    if model is None:
         return None
-    with torch.device("meta"):
-        model = instantiate_from_config(without_checkpoints(node), use_ema=False)
-    if not hasattr(model, "first_stage_model"):  # a first stage alone: hold it under its published name
-        model, first_stage = nn.Module(), model
-        model.first_stage_model = first_stage
-    raw = any(name.startswith(UNET) for name in checkpoint.tensors)
     try:
-        report, _ = compare(model, checkpoint, "raw" if raw else "auto")
-        if raw and checkpoint.has_ema:
-            compare(model, checkpoint, "auto")  # what an edit loads; half of the averages missing is an error
+        report = _held_against(model, checkpoint)
     except ValueError as error:
         return False, str(error)
     counts = {title: getattr(report, title) for title in ("missing", "mismatched")}
@@ -67,6 +59,36 @@ def fits(checkpoint: Checkpoint, config: Path) -> tuple[bool, str] | None:
     if report.unexpected:
         said.append(f"{len(report.unexpected)} tensors would stay unused")
     return True, ", ".join(said)
+
+
+def misfits(checkpoint: Checkpoint, config: Path) -> list[str]:
+    """Return every key that is missing, of another shape or of no use for the config's model, each with what it is;
+    none for a config without a model. Raises ValueError where a part of the averages is missing."""
+    model = _structure(config)
+    report = None if model is None else _held_against(model, checkpoint)
+    titles = ("missing", "mismatched", "unexpected") if report else ()
+    return [f"{title} {name}" for title in titles for name in sorted(getattr(report, title))]
+
+
+def _structure(config: Path) -> nn.Module | None:
+    """Return a config's model without weights, None if it has none."""
+    node = load_config(config).get("model")
+    if not OmegaConf.is_dict(node) or "target" not in node:
+        return None
+    with torch.device("meta"):
+        model = instantiate_from_config(without_checkpoints(node), use_ema=False)
+    if not hasattr(model, "first_stage_model"):  # a first stage alone: hold it under its published name
+        model, first_stage = nn.Module(), model
+        model.first_stage_model = first_stage
+    return model
+
+
+def _held_against(model: nn.Module, checkpoint: Checkpoint) -> LoadReport:
+    raw = any(name.startswith(UNET) for name in checkpoint.tensors)
+    report, _ = compare(model, checkpoint, "raw" if raw else "auto")
+    if raw and checkpoint.has_ema:
+        compare(model, checkpoint, "auto")  # what an edit loads; half of the averages missing is an error
+    return report
 
 
 def without_checkpoints(node: Any) -> Any:

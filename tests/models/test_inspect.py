@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from ldm.checkpoint import read_checkpoint, save_checkpoint
 from ldm.config import instantiate_from_config
 from ldm.diffusers_format import UNET
-from ldm.models.inspect import describe, fits
+from ldm.models.inspect import describe, fits, misfits
 from ldm.modules.ema import ema_name
 from tests.conftest import tiny_config
 
@@ -46,6 +46,28 @@ def test_a_checkpoint_fits_its_own_config_and_no_other(tmp_path, tiny_ckpt):
     assert "mismatched (like model.diffusion_model." in why
     for other in ({"model": 5}, {"training": {"max_steps": 3}}):
         assert fits(checkpoint, written(tmp_path / "none.yaml", other)) is None
+
+
+def test_every_key_that_does_not_fit_is_named(tmp_path, tiny_model):
+    state = dict(tiny_model.state_dict())
+    own = written(tmp_path / "own.yaml", tiny_config())
+    save_checkpoint(tmp_path / "a.safetensors", state, {})
+    assert misfits(read_checkpoint(tmp_path / "a.safetensors"), own) == []
+    gone = sorted(name for name in state if name.startswith(UNET))[:9]
+    for name in gone:
+        del state[name]
+    bent = "model.diffusion_model.out.2.bias"
+    state[bent], state["model.diffusion_model.more"] = torch.zeros(3), torch.zeros(1)
+    save_checkpoint(tmp_path / "b.safetensors", state, {})
+    found = misfits(read_checkpoint(tmp_path / "b.safetensors"), own)
+    assert found[:9] == [f"missing {name}" for name in gone]
+    assert [line.split()[:2] for line in found[9:]] == [
+        ["mismatched", bent],
+        ["unexpected", "model.diffusion_model.more"],
+    ]
+    with pytest.raises(ValueError, match=r"and 4 more.* --keys lists every key"):
+        tiny_model.load_checkpoint(tmp_path / "b.safetensors")
+    assert misfits(read_checkpoint(tmp_path / "a.safetensors"), written(tmp_path / "none.yaml", {"model": 5})) == []
 
 
 @pytest.mark.parametrize(("share", "fine"), [(1.0, True), (0.5, False)])
