@@ -69,12 +69,15 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return any Pillow picture as 8-bit RGB; transparent parts over white, 16-bit greys scaled to 8."""
+    """Return any Pillow picture as 8-bit RGB; transparent parts over white, 16-bit greys and floats from 0 to 1 scaled
+    to 8 bits."""
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image, dtype=np.float64)
         image = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
-        image = Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        scale = 255 if values.max() <= 1 else 1  # floats are written from 0 to 1, or as the 8-bit values
+        image = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -116,6 +116,14 @@ def test_sixteen_bit_colour_is_scaled(tmp_path):
     assert close(pixels(images.open_rgb(tmp_path / "rgb16.png")), np.array([[[0, 128, 255], [255, 1, 0]]]), 1)
 
 
+def test_floats_are_read_in_either_of_their_ranges(tmp_path):
+    eight_bit = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for name, values in (("unit", eight_bit / np.float32(255)), ("bytes", eight_bit.astype(np.float32))):
+        path = tmp_path / f"{name}.tiff"
+        Image.fromarray(values.astype(np.float32)).save(path)
+        assert np.array_equal(np.asarray(images.open_rgb(path))[..., 1], eight_bit)
+
+
 def test_cmyk_jpeg(tmp_path):
     cmyk = Image.fromarray(photo()).convert("CMYK")
     cmyk.save(tmp_path / "cmyk.jpg", quality=98)
