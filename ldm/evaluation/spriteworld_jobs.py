@@ -24,7 +24,7 @@ from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.build import config_for, load_model
 from ldm.models.export import published
-from ldm.models.latent_basis import follow, whiten
+from ldm.models.latent_basis import follow, whiten, widen
 from ldm.spriteworld import measures as m
 from ldm.spriteworld.dataset import SpritePictures
 from ldm.spriteworld.instructions import KINDS
@@ -50,6 +50,7 @@ def run(args: Namespace, data: Path) -> Any:
         "photos": lambda: "\n".join(map(str, all_photos(data))),
         "recogniser": lambda: json.dumps(make_recognisers(data, args.steps), indent=2),
         "scale": lambda: f"{latent_scale(args.ckpt):.5f}",
+        "widen": lambda: widen_first_stage(args.ckpt, args.output, args.channels),
         "whiten": lambda: whiten_first_stage(args.ckpt, args.output, args.power),
         "follow": lambda: follow_first_stage(args.ckpt, args.first_stage, args.output),
         "subject": compared,
@@ -134,14 +135,33 @@ def latent_scale(path: Path, n: int = 400) -> float:
     return 1 / torch.cat(moments).std().item()
 
 
+def widen_first_stage(ckpt: Path, output: Path, channels: int) -> Path:
+    """Write a first stage with more latent channels that makes the same pictures: weights to train on from, see
+    ``latent_basis``. Returns its path. Raises ValueError for a number that is not above its own."""
+    checkpoint, stage = read_checkpoint(ckpt), first_stage_of(ckpt)
+    config = config_for(checkpoint)
+    OmegaConf.update(config, "model.params.embed_dim", channels)
+    OmegaConf.update(config, "model.params.ddconfig.z_channels", channels)
+    torch.manual_seed(0)
+    wider = instantiate_from_config(config["model"]).eval()
+    widen(stage, wider)
+    check_writable(output)
+    _save_first_stage(wider, output, {**checkpoint.metadata, "config": OmegaConf.to_container(config)})
+    return output
+
+
 def whiten_first_stage(ckpt: Path, output: Path, power: float, n: int = 2000) -> Path:
     """Write a first stage with uncorrelated latents over n fresh pictures, see ``latent_basis``; return its path."""
     checkpoint, stage = read_checkpoint(ckpt), first_stage_of(ckpt)
     check_writable(output)
     whiten(stage, _varied(n), power)
-    state = {f"{FIRST_STAGE}{name}": tensor.half() for name, tensor in stage.state_dict().items()}
-    save_checkpoint(output, state, checkpoint.metadata)
+    _save_first_stage(stage, output, checkpoint.metadata)
     return output
+
+
+def _save_first_stage(stage: Any, path: Path, metadata: dict[str, Any]) -> None:
+    state = {f"{FIRST_STAGE}{name}": tensor.half() for name, tensor in stage.state_dict().items()}
+    save_checkpoint(path, state, metadata)
 
 
 def follow_first_stage(ckpt: Path, first_stage: Path, output: Path, n: int = 2000) -> str:
@@ -153,8 +173,12 @@ def follow_first_stage(ckpt: Path, first_stage: Path, output: Path, n: int = 200
     model = load_model(checkpoint)
     check_writable(output)
     scale = round(latent_scale(first_stage), 5)
+    stage = config_for(read_checkpoint(first_stage))["model"]
     known, found = follow(model, first_stage_of(first_stage), scale, _varied(n))
     OmegaConf.update(config, "model.params.scale_factor", scale)
+    OmegaConf.update(config, "model.params.first_stage_config", stage["params"].get("first_stage_config", stage))
+    for side in ("in_channels", "out_channels"):
+        OmegaConf.update(config, f"model.params.unet_config.params.{side}", getattr(model.model.diffusion_model, side))
     described = {"config": OmegaConf.to_container(config, resolve=True)}
     save_checkpoint(output, published(model), {**checkpoint.metadata, **described})
     return f"{output}: {known:.1%} of the old latents' variance is in the new ones, {found:.1%} of the new in the old"

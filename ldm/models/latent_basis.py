@@ -1,14 +1,17 @@
-"""Another basis for the latents: a first stage made white, or stretched by what each direction means to the picture;
-and a trained diffusion model taken along to another first stage."""
+"""Other latents: a first stage with more channels, made white, or stretched by what each direction means to the
+picture; and a trained diffusion model taken along to another first stage."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch import nn
 
 FLOOR = 1e-6  # of the largest variance: a direction below it carries nothing and is not blown up
 ENOUGH = 200  # pictures, to see what the decoder makes of small steps
+AT_LATENT = ("conv_out", "conv_in", "quant_conv", "post_quant_conv")  # layers whose shapes tell the latent's channels
 NOISE = 0.05  # at most this much of a channel's deviation is the posterior's own noise
 
 
@@ -17,6 +20,41 @@ def latents_of(stage: Any, x: torch.Tensor, batch_size: int = 50) -> torch.Tenso
     """Return a first stage's latents of pictures as ``n c`` in fp64, a row a position. x: ``b 3 H W`` in [-1, 1]."""
     parts = [stage.encode(part).mean.movedim(1, -1).flatten(0, -2) for part in x.split(batch_size)]
     return torch.cat(parts).double()
+
+
+@torch.no_grad()
+def widen(stage: Any, wider: Any) -> None:
+    """Give a first stage of more latent channels the weights of one of fewer, in place: a start for training it.
+
+    The wider one makes the same pictures by the latent's mean: its first channels are the old latent; of the others
+    the encoder makes something (by ``wider``'s own random weights), the decoder nothing yet. stage, wider:
+    ``AutoencoderKL`` that are alike but for ``embed_dim`` and ``z_channels``. Raises ValueError for any others.
+    """
+    c, more = stage.embed_dim, wider.embed_dim
+    old, new = stage.state_dict(), wider.state_dict()
+    for name in old:
+        if name not in new or (name.split(".")[-2] not in AT_LATENT and new[name].shape != old[name].shape):
+            raise ValueError(f"a first stage of {c} channels cannot be widened to this one: '{name}' differs")
+    if more <= c:
+        raise ValueError(f"a first stage of {c} channels cannot be widened to one of {more}")
+    state = {name: old[name] if value.shape == old[name].shape else value.clone() for name, value in new.items()}
+    state["decoder.conv_in.weight"][:, :c] = old["decoder.conv_in.weight"]
+    state["decoder.conv_in.weight"][:, c:] = 0
+    for name in ("weight", "bias"):
+        state[f"encoder.conv_out.{name}"][: 2 * c] = old[f"encoder.conv_out.{name}"]
+    wider.load_state_dict(state)
+    inward, outward = wider.quant_conv, wider.post_quant_conv
+    for layer in (inward, outward):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    for first, part in ((0, slice(0, c)), (more, slice(c, 2 * c))):  # means, log-variances
+        inward.weight[first : first + c, : 2 * c] = stage.quant_conv.weight[part]
+        inward.bias[first : first + c] = stage.quant_conv.bias[part]
+    rest = torch.eye(more - c)[..., None, None]
+    inward.weight[c:more, 2 * c : more + c] = rest
+    inward.bias[more + c :] = math.log(NOISE**2)
+    outward.weight[:c, :c], outward.bias[:c] = stage.post_quant_conv.weight, stage.post_quant_conv.bias
+    outward.weight[c:, c:] = rest
 
 
 @torch.no_grad()
@@ -92,26 +130,32 @@ def follow(model: Any, stage: Any, scale_factor: float, x: torch.Tensor) -> tupl
     The old latents are written as an affine function of the new ones (and the other way round) by least squares over
     ``x``, and folded into the UNet's first and last convolution. Exact where the two first stages differ by a rotation;
     otherwise what the new latents hold besides is still to be learned, and noise has another size. model: a
-    ``LatentDiffusion`` that predicts x0; stage: an ``AutoencoderKL`` of as many channels; x: ``b 3 H W``.
+    ``LatentDiffusion`` that predicts x0; stage: an ``AutoencoderKL``, also of another number of channels; x:
+    ``b 3 H W``.
 
     Returns the shares of variance explained, old by new and new by old. Raises ValueError for another prediction or
-    number of channels.
+    latents of another size.
     """
     if model.parameterization != "x0":
         raise ValueError(f"a model that predicts x0 can follow a first stage, not one of '{model.parameterization}'")
-    if stage.embed_dim != model.latent_channels:
-        raise ValueError(f"the first stage has {stage.embed_dim} channels, the model {model.latent_channels}")
+    if stage.downsampling != model.first_stage_model.downsampling:
+        theirs, ours = stage.downsampling, model.first_stage_model.downsampling
+        raise ValueError(f"the first stage makes a latent of every {theirs} pixels, the model's of every {ours}")
     old, new = latents_of(model.first_stage_model, x) * model.scale_factor, latents_of(stage, x) * scale_factor
     inward, offset, known = affine(new, old)
     outward, shift, found = affine(old, new)
     unet = model.model.diffusion_model
     first, last, c = unet.input_blocks[0][0], unet.out[2], len(offset)
-    weight = first.weight.double()
-    groups = weight.split(c, dim=1)  # the noisy latent, then the input picture's, if there is one
+    groups = first.weight.double().split(c, dim=1)  # the noisy latent, then the input picture's, if there is one
     first.bias += sum(g.sum((2, 3)) @ offset for g in groups).float()
-    first.weight[:] = torch.cat([torch.einsum("oihw,ij->ojhw", g, inward) for g in groups], 1).float()
-    last.bias[:] = (outward @ last.bias.double() + shift).float()
-    last.weight[:] = torch.einsum("ji,ichw->jchw", outward, last.weight.double()).float()
+    first.weight = _parameter(torch.cat([torch.einsum("oihw,ij->ojhw", g, inward) for g in groups], 1))
+    last.bias = _parameter(outward @ last.bias.double() + shift)
+    last.weight = _parameter(torch.einsum("ji,ichw->jchw", outward, last.weight.double()))
+    unet.in_channels, unet.out_channels = first.in_channels, last.out_channels = first.weight.shape[1], len(shift)
     model.first_stage_model = stage
     model.scale_factor = scale_factor
     return known, found
+
+
+def _parameter(value: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(value.float().contiguous())

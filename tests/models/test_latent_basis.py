@@ -8,8 +8,9 @@ import torch
 from ldm.checkpoint import read_checkpoint
 from ldm.diffusion.conditioning import Conditioning
 from ldm.evaluation import spriteworld_jobs as jobs
+from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.build import CONFIGS, load_model
-from ldm.models.latent_basis import affine, follow, latents_of, responses, whiten
+from ldm.models.latent_basis import affine, follow, latents_of, responses, whiten, widen
 from ldm.modules.reconstruction import correlation
 from ldm.spriteworld.dataset import SpritePictures
 
@@ -70,7 +71,7 @@ def test_a_model_that_follows_a_turned_first_stage_computes_the_same_turned(x):
     model = load_model(EDITOR)
     stage, turn = rotated(model.first_stage_model)
     generator = torch.Generator().manual_seed(1)
-    z, source = torch.randn(2, 4, 16, 8, 8, generator=generator).unbind(0)
+    z, source = torch.randn(2, 4, stage.embed_dim, 8, 8, generator=generator).unbind(0)
     t, states = torch.tensor([10, 300, 600, 990]), model.get_learned_conditioning(["make it night"] * 4)
     wanted = model.apply_model(z, t, Conditioning(states, source))
     old = model.decode_first_stage(wanted)
@@ -84,6 +85,60 @@ def test_a_model_that_follows_a_turned_first_stage_computes_the_same_turned(x):
     got = model.apply_model(turned(z), t, Conditioning(states, turned(source)))
     assert torch.allclose(got, turned(wanted), atol=2e-3)
     assert torch.allclose(model.decode_first_stage(got), old, atol=2e-2)
+
+
+def stage_of(channels, **other):
+    """A small first stage with random weights."""
+    ddconfig = {"ch": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": channels, "resolution": 64}
+    ddconfig |= {"in_channels": 3, "out_ch": 3, "attn_resolutions": [], "dropout": 0.0, "num_groups": 4}
+    return AutoencoderKL({**ddconfig, **other}, embed_dim=channels).eval()
+
+
+@torch.no_grad()
+def test_a_wider_first_stage_makes_the_same_pictures_and_its_new_channels_can_learn(x):
+    torch.manual_seed(0)
+    stage, wider = stage_of(3), stage_of(5)
+    widen(stage, wider)
+    old, new = stage.encode(x), wider.encode(x)
+    assert torch.allclose(new.mean[:, :3], old.mean, atol=1e-5)
+    assert torch.allclose(new.logvar[:, :3], old.logvar, atol=1e-5)
+    assert new.mean[:, 3:].std() > 0.01
+    assert torch.allclose(new.logvar[:, 3:].exp().sqrt(), torch.tensor(0.05))
+    assert torch.allclose(wider.decode(new.mean), stage.decode(old.mean), atol=1e-5)
+    with torch.enable_grad():
+        (wider(x[:4]) - x[:4]).square().mean().backward()
+    assert wider.decoder.conv_in.weight.grad[:, 3:].abs().max() > 1e-6
+
+
+def test_a_first_stage_is_widened_to_nothing_else():
+    with pytest.raises(ValueError, match="3 channels cannot be widened to one of 3"):
+        widen(stage_of(3), stage_of(3))
+    with pytest.raises(ValueError, match="cannot be widened to this one: 'encoder"):
+        widen(stage_of(3), stage_of(5, ch=16))
+
+
+@torch.no_grad()
+def test_a_model_follows_to_a_wider_first_stage_and_computes_the_same_in_the_old_channels(x):
+    model = load_model(EDITOR)
+    stage = model.first_stage_model
+    c = stage.embed_dim
+    ddconfig = {"ch": 16, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 1, "z_channels": c + 4, "resolution": 64}
+    ddconfig |= {"in_channels": 3, "out_ch": 3, "attn_resolutions": [], "dropout": 0.0, "num_groups": 8}
+    wider = AutoencoderKL(ddconfig, embed_dim=c + 4).eval()
+    widen(stage, wider)
+    generator = torch.Generator().manual_seed(1)
+    z, source = torch.randn(2, 4, c, 8, 8, generator=generator).unbind(0)
+    t, states = torch.tensor([10, 300, 600, 990]), model.get_learned_conditioning(["make it night"] * 4)
+    wanted = model.apply_model(z, t, Conditioning(states, source))
+    known, _ = follow(model, wider, model.scale_factor, x)
+    assert known == pytest.approx(1, abs=1e-6)
+
+    def more(values):
+        return torch.cat([values, torch.randn(4, 4, 8, 8, generator=generator)], 1)
+
+    got = model.apply_model(more(z), t, Conditioning(states, more(source)))
+    assert torch.allclose(got[:, :c], wanted, atol=2e-3)
+    assert got.shape[1] == c + 4
 
 
 def test_an_affine_relation_is_found_and_its_rest_is_told():
@@ -105,13 +160,17 @@ def test_what_cannot_follow_is_refused(x):
     with pytest.raises(ValueError, match="predicts x0"):
         follow(model, stage, 1.0, x)
     model.parameterization = "x0"
-    other = copy.deepcopy(stage)
-    other.embed_dim = 4
-    with pytest.raises(ValueError, match="4 channels, the model 16"):
-        follow(model, other, 1.0, x)
+    with pytest.raises(ValueError, match="latent of every 2 pixels, the model's of every 8"):
+        follow(model, stage_of(16), 1.0, x)
 
 
-def test_the_two_commands_write_weights_that_load(tmp_path):
+def test_the_commands_write_weights_that_load(tmp_path):
+    wide = jobs.widen_first_stage(STAGE, tmp_path / "wide.safetensors", 40)
+    assert jobs.first_stage_of(wide).embed_dim == 40
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    assert torch.allclose(jobs.reconstruction_of(wide)(x), jobs.reconstruction_of(STAGE)(x), atol=0.02)
+    assert "100.0% of the old" in jobs.follow_first_stage(EDITOR, wide, tmp_path / "editor.safetensors", 60)
+    assert load_model(tmp_path / "editor.safetensors").latent_channels == 40
     white, editor = tmp_path / "white.safetensors", tmp_path / "editor.safetensors"
     jobs.whiten_first_stage(STAGE, white, 0.0, 60)
     assert jobs.latent_scale(white) == pytest.approx(1, abs=0.1)
