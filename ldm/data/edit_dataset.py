@@ -45,15 +45,8 @@ class EditDataset(Visited):
 
         Raises FileNotFoundError or ValueError for what is missing or makes no sense.
         """
-        names = ("train", "val", "test")
-        if split not in names:
-            raise ValueError(f"unknown split '{split}'; known: {', '.join(names)}")
-        if len(splits) != 3 or min(splits) < 0 or abs(sum(splits) - 1) > 1e-6:
-            raise ValueError(f"splits are {list(splits)}; three shares that add up to 1 are expected")
         triplets = read_triplets(Path(path))
-        ends = [round(sum(splits[: i + 1]) * len(triplets)) for i in range(3)]
-        first = names.index(split)
-        chosen = triplets[ends[first - 1] if first else 0 : ends[first]]
+        chosen = split_triplets(triplets, split, splits)
         if not chosen:
             raise ValueError(f"split '{split}' of '{path}' holds none of its {len(triplets)} triplets")
         crop = "center" if min_resize_res == max_resize_res == crop_res else "random"
@@ -76,6 +69,19 @@ class EditDataset(Visited):
     def files(self, triplet: Pair) -> list[Path]:
         """Return the triplet's two paths."""
         return [triplet.input, triplet.edited]
+
+
+def split_triplets(triplets: list[Pair], split: str, splits: Sequence[float] = (0.9, 0.05, 0.05)) -> list[Pair]:
+    """Return the "train", "val" or "test" part of a sorted list, by shares; it may be empty. Raises ValueError for
+    another name or shares that do not add up to 1."""
+    names = ("train", "val", "test")
+    if split not in names:
+        raise ValueError(f"unknown split '{split}'; known: {', '.join(names)}")
+    if len(splits) != 3 or min(splits) < 0 or abs(sum(splits) - 1) > 1e-6:
+        raise ValueError(f"splits are {list(splits)}; three shares that add up to 1 are expected")
+    ends = [round(sum(splits[: i + 1]) * len(triplets)) for i in range(3)]
+    first = names.index(split)
+    return triplets[ends[first - 1] if first else 0 : ends[first]]
 
 
 def read_triplets(folder: Path) -> list[Pair]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ldm.data.edit_dataset import read_triplets, split_triplets
 from ldm.data.images import open_rgb
 from ldm.data.instructions import INSTANCE_TEMPLATES, REGULARIZATION_TEMPLATES, fill
 from ldm.data.pairs import find_pairs, read_manifest
@@ -19,6 +21,8 @@ from ldm.inference.pair_maker import small
 from ldm.inference.sheets import contact_sheet
 from ldm.spriteworld.scene import draw, random_scene
 from ldm.spriteworld.sheets import grid
+
+logger = logging.getLogger(__name__)
 
 INSTRUCTIONS = (
     "replace the {animal} with a dog",
@@ -75,6 +79,41 @@ class PromptSheet:
         generator = ImageGenerator(model)
         columns = [generator.generate([text] * self.seeds, self.settings) for text in self.prompts]
         return contact_sheet(list(zip(*columns, strict=True)), column_labels=self.prompts, cell=self.cell)
+
+
+class TripletSheet:
+    """Triplets that training holds out: the input, what the model makes of it by the instruction, what was wanted."""
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "val",
+        settings: dict[str, Any] | None = None,
+        rows: int = 4,
+        cell: int = 192,
+    ):
+        """path, split: of an ``EditDataset``; where the split holds nothing (few triplets), triplets that are trained
+        on are shown, with a warning. settings: of the edits, see ``EditSettings``; rows: how many triplets.
+
+        Raises FileNotFoundError or ValueError for what is missing.
+        """
+        triplets = read_triplets(Path(path))
+        chosen = split_triplets(triplets, split)
+        if not chosen:
+            logger.warning("split '%s' of '%s' is empty: its sheets show triplets that are trained on", split, path)
+        chosen = chosen or triplets
+        rows = min(rows, len(chosen))
+        self.settings, self.cell = EditSettings(**(settings or {})).checked(), cell
+        self.triplets = [chosen[i * len(chosen) // rows] for i in range(rows)]
+
+    def __call__(self, model: Any) -> Image.Image:
+        """Return the sheet. model: a LatentDiffusion that edits."""
+        editor, rows = ImageEditor(model), []
+        for i, triplet in enumerate(self.triplets):
+            before, wanted = (small(open_rgb(p), self.settings.resolution) for p in (triplet.input, triplet.edited))
+            rows.append([before, *editor.edit(before, triplet.instruction, self.settings, [i]), wanted])
+        sentences = [triplet.instruction for triplet in self.triplets]
+        return contact_sheet(rows, sentences, ["input", "edited", "wanted"], cell=self.cell)
 
 
 class SubjectSheet:
