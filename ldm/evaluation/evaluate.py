@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
 import platform
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,114 +16,21 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.checkpoint import replacing
 from ldm.data.images import open_rgb, resize, save_image, to_images, to_tensor
 from ldm.evaluation import metrics
 from ldm.evaluation.drawn import DrawnCase, draw_case, exact_measures, words_of
 from ldm.evaluation.methods import Method, Wanted, make_pictures, read_pictures
 from ldm.evaluation.report import SHEET_ROWS, write_report
+from ldm.evaluation.results import BOUNDS, INPUT, PHOTOS, TRUTH, Record, Results, write_files
 from ldm.evaluation.suites import TEXT_METHODS, Case, Subject, Suite, photos_of, prompt_of
 from ldm.inference.features import weights_hash
 from ldm.inference.sheets import contact_sheet
 from ldm.models.build import choose_device, choose_precision
-from ldm.spriteworld.measures import Interval, bootstrap
 from ldm.spriteworld.recogniser import Recogniser
 
 logger = logging.getLogger(__name__)
 
-INPUT, TRUTH, PHOTOS = "input copied", "exact answer", "real photos"
-BOUNDS = (INPUT, TRUTH, PHOTOS)
 PACKAGES = ("torch", "transformers", "pillow", "numpy", "kornia")
-
-
-@dataclass
-class Record:
-    """One picture's figures. input: the fingerprint of the case's picture, also where a method does not see it."""
-
-    case: str
-    kind: str
-    reach: str
-    subject: str
-    method: str
-    index: int
-    seed: int
-    prompt: str
-    input: str
-    file: str
-    measures: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class Results:
-    """Everything that a report shows."""
-
-    suite: Suite
-    methods: list[dict[str, Any]]
-    records: list[Record]
-    sheets: dict[str, Path]
-    backbones: dict[str, dict[str, str]]
-    absent: dict[str, str]
-    versions: dict[str, str]
-    made_with: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> list[str]:
-        """The methods that made pictures, then the bounds."""
-        names = list(dict.fromkeys(r.method for r in self.records))
-        return [n for n in names if n not in BOUNDS] + [n for n in BOUNDS if n in names]
-
-    def groups(self) -> dict[str, list[str]]:
-        """The kinds over which a table is made: group -> the case names in it."""
-        cases = [case for case in self.suite.cases if not case.hole]
-        edits = [case for case in cases if case.kind != "prior"]
-        found = {"all edits": [case.name for case in edits]}
-        for reach in ("global", "local"):
-            found[f"{reach} edits"] = [case.name for case in edits if case.reach == reach]
-        for case in edits:
-            found.setdefault(case.kind, []).append(case.name)
-        found["prior (the plain class)"] = [case.name for case in cases if case.kind == "prior"]
-        return {name: names for name, names in found.items() if names}
-
-    def summary(self) -> dict[str, dict[str, dict[str, Interval]]]:
-        """Return group -> method -> measure -> mean with its 95 % interval.
-
-        All methods are averaged over the same pictures (case, number and seed): those that every method that has the
-        measure has it for, or each over its own if there are none. Seeds of one picture are one draw of the bootstrap.
-        """
-        found: dict[str, dict[str, dict[str, Interval]]] = {}
-        subject_of = {case.name: case.subject.name for case in self.suite.cases}
-        for group, names in self.groups().items():
-            within = [r for r in self.records if r.case in names]
-            subjects = {subject_of[name] for name in names}
-            photos = [] if group.startswith("prior") else [r for r in self.records if r.method == PHOTOS]
-            for measure in metrics.MEASURES:
-                shared = _shared_by_methods(within, measure)
-                for method in self.rows:
-                    if method == PHOTOS:
-                        chosen = [r for r in photos if r.subject in subjects and measure in r.measures]
-                    else:
-                        chosen = [r for r in within if r.method == method and measure in r.measures]
-                        chosen = [r for r in chosen if not shared or _picture(r) in shared]
-                    if chosen:
-                        pairs = metrics.MEASURES[measure].pairs or (method == PHOTOS and measure in ("DINO", "CLIP-I"))
-                        clusters = [(r.case, r.subject, r.index if method == PHOTOS else r.input) for r in chosen]
-                        values = torch.tensor([r.measures[measure] for r in chosen])
-                        interval = bootstrap(values, clusters=clusters, pairs=pairs)
-                        found.setdefault(group, {}).setdefault(method, {})[measure] = interval
-        return {group: {name: rows[name] for name in self.rows if name in rows} for group, rows in found.items()}
-
-
-def _picture(record: Record) -> tuple[str, int, int]:
-    return record.case, record.index, record.seed
-
-
-def _shared_by_methods(records: Sequence[Record], measure: str) -> set[tuple[str, int, int]]:
-    """Return the pictures for which every method that has a measure at all has it; none if there is no such picture."""
-    found: dict[str, set[tuple[str, int, int]]] = {}
-    for record in records:
-        if record.method not in BOUNDS and measure in record.measures:
-            found.setdefault(record.method, set()).add(_picture(record))
-    return set.intersection(*found.values()) if found else set()
 
 
 @dataclass
@@ -408,50 +313,3 @@ def _sheet(prepared: Prepared, made: dict[str, tuple[list[Wanted], list[Image.Im
     rows = list(zip(*columns.values(), strict=True))[:SHEET_ROWS]
     cell = 128 if max(prepared.inputs[0].size) <= 128 else 256
     return contact_sheet(rows, column_labels=[name.replace("_", " ") for name in columns], cell=cell)
-
-
-def write_files(results: Results, output: Path) -> None:
-    """Write ``results.csv`` (a row a picture) and ``results.json`` (everything but the pictures)."""
-    measures = [m for m in metrics.MEASURES if any(m in r.measures for r in results.records)]
-    fixed = ["suite", *(f for f in Record.__dataclass_fields__ if f != "measures")]
-    output.mkdir(parents=True, exist_ok=True)
-    with replacing(output / "results.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*fixed, *measures])
-        for record in results.records:
-            plain = {"suite": results.suite.name, **asdict(record)}
-            writer.writerow([*(plain[f] for f in fixed), *(record.measures.get(m, "") for m in measures)])
-    summary = {
-        group: {method: {m: asdict(v) for m, v in values.items()} for method, values in methods.items()}
-        for group, methods in results.summary().items()
-    }
-    content = {
-        "suite": results.suite.name,
-        "made": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "seeds": list(results.suite.seeds),
-        "versions": results.versions,
-        "made with": results.made_with,
-        "methods": results.methods,
-        "backbones": results.backbones,
-        "left out": results.absent,
-        "holes": results.suite.holes,
-        "summary": summary,
-        "records": [asdict(record) for record in results.records],
-    }
-    with replacing(output / "results.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def as_markdown(results: Results, group: str = "all edits") -> str:
-    """Return one group's table as Markdown: a method a row, a measure a column."""
-    rows = results.summary().get(group, {})
-    measures = [m for m in metrics.MEASURES if any(m in values for values in rows.values())]
-    lines = [f"| {group} | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
-    for name, values in rows.items():
-        cells = [_cell(values.get(m), metrics.MEASURES[m].digits) for m in measures]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(value: Interval | None, digits: int) -> str:
-    return "" if value is None else f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"

@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 
 from ldm.data.images import check_writable
-from ldm.evaluation.evaluate import as_markdown, evaluate
+from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.methods import read_methods
+from ldm.evaluation.results import as_markdown
 from ldm.evaluation.suites import read_suite
 from ldm.inference.features import backbones
 from ldm.models.build import choose_device

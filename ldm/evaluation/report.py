@@ -14,7 +14,7 @@ from ldm.evaluation.metrics import MEASURES, Measure
 from ldm.spriteworld.measures import Interval
 
 if TYPE_CHECKING:
-    from ldm.evaluation.evaluate import Results
+    from ldm.evaluation.results import Results
 
 SHEET_ROWS = 6  # pictures of a case that its sheet shows
 FEW = 5  # pictures: with fewer an interval says nothing, and no method is marked as the best

@@ -17,9 +17,10 @@ from ldm.checkpoint import read_checkpoint, save_checkpoint
 from ldm.data.images import to_tensor
 from ldm.evaluation import methods as methods_module
 from ldm.evaluation.compare import compare
-from ldm.evaluation.evaluate import BOUNDS, Record, Results, as_markdown, evaluate
+from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.methods import read_methods
 from ldm.evaluation.report import best_of
+from ldm.evaluation.results import BOUNDS, Record, Results, as_markdown
 from ldm.evaluation.suites import read_suite
 from ldm.inference.recipe import read_recipe
 from ldm.runs import weights_of
