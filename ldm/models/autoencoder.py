@@ -54,12 +54,15 @@ class AutoencoderKL(pl.LightningModule):
         scheduler_config: Any = None,
         use_ema: bool = False,
         ema_decay: float = 0.999,
+        decoder_only: bool = False,
     ):
         """Build it with random weights, or with those of ``ckpt_path`` (a first stage alone, or a whole model).
 
         ddconfig: ch, ch_mult, num_res_blocks, z_channels, resolution, attn_resolutions, in_channels, out_ch,
         dropout, double_z (must be true), num_groups. embed_dim: channels of the latent. lossconfig and what follows
-        are for training: the loss (``ReconstructionLoss``), the optimiser and the average of the weights.
+        are for training: the loss (``ReconstructionLoss``), the optimiser and the average of the weights;
+        decoder_only: the encoder stays, so models that live in its latents need not follow (as the published
+        ``sd-vae-ft-mse`` was made). Raises ValueError for a loss that then has terms without effect.
         """
         super().__init__()
         encoder, decoder = split_ddconfig(ddconfig)
@@ -77,9 +80,21 @@ class AutoencoderKL(pl.LightningModule):
             scheduler_config,
         )
         self.loss = instantiate_from_config(lossconfig) if lossconfig else None
+        if decoder_only:
+            self._freeze_encoder()
         if ckpt_path is not None:
             load_first_stage(self, ckpt_path)
         self.model_ema = LitEma(self, ema_decay) if use_ema else None
+
+    def _freeze_encoder(self) -> None:
+        idle = [name for name in ("kl", "whiten") if getattr(self.loss, name, 0)]
+        if idle:
+            raise ValueError(
+                f"decoder_only leaves the latents as they are: {' and '.join(idle)} would have no effect; set "
+                f"{', '.join(f'model.params.lossconfig.params.{name}=0' for name in idle)}"
+            )
+        for part in (self.encoder, self.quant_conv):
+            part.requires_grad_(False)
 
     def encode(self, x: torch.Tensor) -> DiagonalGaussian:
         """Return the latent's distribution. x: ``b 3 H W`` in [-1, 1]; latents are ``b embed_dim H/f W/f``."""
@@ -110,7 +125,7 @@ class AutoencoderKL(pl.LightningModule):
             self.model_ema.update(self)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return the optimiser of all parameters."""
+        """Return the optimiser of all parameters that are to learn."""
         if self.loss is None:
             raise ValueError(
                 "training a first stage needs a lossconfig, such as ldm.modules.reconstruction.ReconstructionLoss"

@@ -279,6 +279,7 @@ def _inference_params(params: dict[str, Any]) -> dict[str, Any]:
         "use_ema",
         "ema_decay",
         "lossconfig",
+        "decoder_only",
         "weights",
         "cond_stage_trainable",
         "dropout_text",

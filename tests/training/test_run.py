@@ -126,6 +126,22 @@ def test_a_first_stage_learns_and_leaves_a_complete_folder(tmp_path):
     assert any(p.name.startswith("events.out.tfevents") for p in (run / "metrics").iterdir())
 
 
+def test_a_decoder_learns_alone(tmp_path):
+    config = first_stage_config(max_steps=4, keep_at=[2, 4])
+    config.model.params.decoder_only = True
+    with pytest.raises(ValueError, match="kl and whiten would have no effect"):
+        train(config, "refused", tmp_path)
+    config.model.params.lossconfig.params.kl = config.model.params.lossconfig.params.whiten = 0
+    run = train(config, "decoder", tmp_path)
+    a, b = weights(run, 2), weights(run, 4)
+    moved = {".".join(name.split(".")[1:2]) for name in a if not torch.equal(a[name], b[name])}
+    assert moved == {"decoder", "post_quant_conv"}
+    assert (
+        "decoder_only"
+        not in read_checkpoint(run / "checkpoints/step=4.safetensors").metadata["config"]["model"]["params"]
+    )
+
+
 def test_kept_weights_are_fp16_carry_their_config_and_load_for_editing(tmp_path):
     run = train(editor_config(keep_at=[4]), "editor", tmp_path)
     path = run / "checkpoints" / "step=4.safetensors"
