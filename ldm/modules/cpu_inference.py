@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 from ldm.modules.attention import GEGLU, CrossAttention, multi_head
-from ldm.modules.winograd import WinogradConv2d, more_memory, suits_winograd
+from ldm.modules.winograd import ROWS, WinogradConv2d, more_memory, suits_winograd
 
 WINOGRAD_FROM = 256  # channels; with fewer the sums cost what the products save
 WINOGRAD_MEMORY = 5 << 27  # bytes that a network's transformed filters may take beyond the filters: 0.625 GiB
 WORTH_BF16 = 1.25  # how many times faster than fp32 a CPU must be in bf16 to take it
-_ROWS = 3 * 16 * 16  # of a product, that a linear layer's layout is chosen for; others are as quick
 
 
 @lru_cache
@@ -98,7 +97,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.bias = None if linear.bias is None else linear.bias.detach()
         weight = linear.weight.detach()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``... in`` to ``... out``."""
@@ -129,8 +128,8 @@ class PackedGEGLU(nn.Module):
         super().__init__()
         values, gates = layer.proj.weight.detach().chunk(2)
         self.value_bias, self.gate_bias = (part.clone() for part in layer.proj.bias.detach().chunk(2))
-        self.values = torch.ops.mkldnn._reorder_linear_weight(values.contiguous(), _ROWS)
-        self.gates = torch.ops.mkldnn._reorder_linear_weight(gates.contiguous(), _ROWS)
+        self.values = torch.ops.mkldnn._reorder_linear_weight(values.contiguous(), ROWS)
+        self.gates = torch.ops.mkldnn._reorder_linear_weight(gates.contiguous(), ROWS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``... in`` to ``... out`` as the layer does."""
@@ -228,10 +227,11 @@ def use_winograd(module: nn.Module) -> None:
     left = WINOGRAD_MEMORY
     for i in sorted(range(len(found)), key=lambda i: min(i, len(found) - 1 - i)):
         parent, name = found[i]
-        left -= more_memory(getattr(parent, name))
+        conv = getattr(parent, name)
+        left -= more_memory(conv)
         if left < 0:
             return
-        setattr(parent, name, WinogradConv2d(getattr(parent, name)))
+        setattr(parent, name, WinogradConv2d(conv, packed=can_pack(conv.weight.dtype)))
 
 
 def _pack_inside(parent: nn.Module) -> None:

@@ -12,14 +12,17 @@ from tests.models.reference import relative
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("shape", [(1, 24, 16, 16), (3, 24, 7, 12), (2, 24, 9, 5), (1, 24, 1, 1), (2, 24, 2, 31)])
-def test_it_computes_the_convolution(shape, bias, dtype, tolerance):
+def test_it_computes_the_convolution(shape, packed, bias, dtype, tolerance):
+    if packed and not can_pack(dtype):
+        pytest.skip("this machine has no such packing operators")
     torch.manual_seed(0)
     plain = nn.Conv2d(24, 40, 3, padding=1, bias=bias)
     x = torch.randn(shape)
     with torch.inference_mode():
         expected = plain.double()(x.double())
-        ours = WinogradConv2d(plain.to(dtype))
+        ours = WinogradConv2d(plain.to(dtype), packed)
         for given in (x, x.to(memory_format=torch.channels_last)):
             out = ours(given.to(dtype))
             assert out.shape == expected.shape
