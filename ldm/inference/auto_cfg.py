@@ -5,15 +5,19 @@ denoises back to ``z`` (the diffusion model's bound on log p(z | picture, instru
 the instruction helped: without it the model believes less (log p(instruction | z, picture), as in "Your diffusion model
 is secretly a zero-shot classifier", arXiv 2303.16203). Too little guidance fails the second, too much the first.
 
-The score is ``-told + 0.25 (untold - told)``: the errors of the model with and without the instruction, always with the
-input picture, each averaged over four noise levels and the whole latent. No term of it is about the background: a
-background that was not kept lowers the score only as far as the model, shown the input, does not expect it.
+And it leaves alone what the instruction is not about: where the model, shown the input, predicts the same with and
+without the instruction (the difference that DiffEdit takes its mask from, arXiv 2210.11427), the candidate should be
+the input.
+
+The score is ``-told + 0.25 (untold - told) - 0.25 background``: the errors of the model with and without the
+instruction, always with the input picture, and the candidate's squared distance from the input, weighted by how little
+the instruction matters at a position; each averaged over the latent, the errors over four noise levels.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +32,8 @@ TEXT_FACTORS = (0.5, 0.75, 1.0, 1.3, 1.7)
 IMAGE_FACTORS = (0.8, 1.0, 1.25)
 NOISE_LEVELS = (0.3, 0.7, 1.5, 3.0)
 INSTRUCTION_WEIGHT = 0.25  # measured in the sprite world: flat between 0.1 and 0.5
+BACKGROUND_WEIGHT = 0.25  # likewise: without it the gain is 0.30 dB, with 0.25 it is 0.42, with 1 it is 0.22
+WHOLLY_EDITED = 0.1  # the share of positions, of those where the instruction matters most, that are no background
 DRAFT_STEPS, FINALISTS = 10, 3
 
 
@@ -49,41 +55,44 @@ def scale_grid(
     return list(itertools.product(dict.fromkeys(texts), dict.fromkeys(images)))
 
 
-@torch.no_grad()
-def encoded(editor: ImageEditor, input: Image.Image) -> torch.Tensor:
-    """Return a picture at the working size as an editor's condition, ``1 4 h w``."""
-    return editor.model.picture_condition(to_tensor(input).to(editor.device)).float()
+class Judge:
+    """Scores edits of one picture by one instruction, by the editor's own model."""
 
+    @torch.no_grad()
+    def __init__(self, editor: ImageEditor, input: Image.Image, instruction: str):
+        """input: the picture before, at the working size. It is encoded here, once; ``condition`` is its latent
+        ``1 4 h w``, ``background`` how little the instruction matters at a position, ``h w`` in [0, 1]."""
+        self.editor, self.input = editor, input
+        self.condition = editor.model.picture_condition(to_tensor(input).to(editor.device)).float()
+        states = [editor.text_states(text) for text in (instruction, "")]
+        self._both = Conditioning.cat([Conditioning(state, self.condition) for state in states])
+        difference = torch.stack([(told - untold).square().mean(0) for told, untold in self._predicted(self._z)])
+        difference = difference.mean(0)
+        most = difference.flatten().quantile(1 - WHOLLY_EDITED).clamp(min=1e-12)
+        self.background = 1 - (difference / most).clamp(max=1)
 
-@torch.no_grad()
-def believed(
-    editor: ImageEditor,
-    picture: Image.Image,
-    input: Image.Image,
-    instruction: str,
-    condition: torch.Tensor | None = None,
-) -> float:
-    """Return how much the model believes in an edited picture and in the instruction's part in it; higher is better.
+    @property
+    def _z(self) -> torch.Tensor:
+        return self.condition * self.editor.model.scale_factor
 
-    input: the picture before, at the working size; condition: the same ``encoded``, if that is known. The noise is the
-    same for every picture of one size.
-    """
-    model = editor.model
-    x = to_tensor(resize(picture, input.size)).to(editor.device)
-    condition = encoded(editor, input) if condition is None else condition
-    told = Conditioning(editor.text_states(instruction), condition)
-    untold = Conditioning(editor.text_states(""), condition)
-    z = model.picture_condition(x).float() * model.scale_factor
-    denoise, generator = model.denoiser(), torch.Generator().manual_seed(0)
-    with_text = without = 0.0
-    for level in NOISE_LEVELS:
-        noise = torch.randn(z.shape, generator=generator).to(z)
-        noised, sigma = z + level * noise, torch.full((2,), level, device=z.device)
-        both = denoise(noised.repeat(2, 1, 1, 1), sigma, Conditioning.cat([told, untold]))
-        errors = (both - z).square().mean((1, 2, 3)).tolist()
-        with_text, without = with_text + errors[0], without + errors[1]
-    n = len(NOISE_LEVELS)
-    return (-with_text + INSTRUCTION_WEIGHT * (without - with_text)) / n
+    def _predicted(self, z: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield what the model makes of a latent ``1 c h w`` under noise, told and untold (``c h w``), by noise level.
+        The noise is the same for every latent of one size."""
+        denoise, generator = self.editor.model.denoiser(), torch.Generator().manual_seed(0)
+        for level in NOISE_LEVELS:
+            noised = z + level * torch.randn(z.shape, generator=generator).to(z)
+            told, untold = denoise(noised.repeat(2, 1, 1, 1), torch.full((2,), level, device=z.device), self._both)
+            yield told, untold
+
+    @torch.no_grad()
+    def score(self, picture: Image.Image) -> float:
+        """Return how good an edited picture is; higher is better."""
+        x = to_tensor(resize(picture, self.input.size)).to(self.editor.device)
+        z = self.editor.model.picture_condition(x).float() * self.editor.model.scale_factor
+        errors = [[(p - z).square().mean().item() for p in (told, untold)] for told, untold in self._predicted(z)]
+        told, untold = (sum(values) / len(NOISE_LEVELS) for values in zip(*errors, strict=True))
+        background = ((z - self._z).square().mean((0, 1)) * self.background).mean().item()
+        return -told + INSTRUCTION_WEIGHT * (untold - told) - BACKGROUND_WEIGHT * background
 
 
 def choose_scales(
@@ -99,12 +108,12 @@ def choose_scales(
     """Return the candidates, best first: all pairs of scales in few steps, then the best few in full; the first of the
     result is to be used, and the full ones stand before the drafts. The photo is encoded once for all of them."""
     input = editor.prepared(photo, settings)
-    condition = encoded(editor, input)
+    judge = Judge(editor, input, instruction)
     drafts = replace(settings, steps=min(settings.steps, DRAFT_STEPS))
 
     def tried(chosen: EditSettings) -> Candidate:
-        picture = editor.edit(photo, instruction, chosen, [seed], mask, progress, condition)[0]
-        return Candidate(chosen, picture, believed(editor, picture, input, instruction, condition))
+        picture = editor.edit(photo, instruction, chosen, [seed], mask, progress, judge.condition)[0]
+        return Candidate(chosen, picture, judge.score(picture))
 
     first = [tried(replace(drafts, text_scale=text, image_scale=image)) for text, image in grid]
     first.sort(key=lambda c: -c.score)
