@@ -15,6 +15,7 @@ from ldm.data.pairs import Pair, find_pairs
 from ldm.data.visited import Visited
 
 ROWS = "metadata.jsonl"
+SPLITS = (0.9, 0.05, 0.05)  # upstream's shares of train, val and test
 # The column names of public triplet sets, the project's own first.
 COLUMNS = {
     "input": ("input", "input_image", "original_image", "source_image", "input_file_name", "original_image_file_name"),
@@ -30,7 +31,7 @@ class EditDataset(Visited):
         self,
         path: str,
         split: str = "train",
-        splits: Sequence[float] = (0.9, 0.05, 0.05),
+        splits: Sequence[float] = SPLITS,
         min_resize_res: int = 256,
         max_resize_res: int = 256,
         crop_res: int = 256,
@@ -71,7 +72,7 @@ class EditDataset(Visited):
         return [triplet.input, triplet.edited]
 
 
-def split_triplets(triplets: list[Pair], split: str, splits: Sequence[float] = (0.9, 0.05, 0.05)) -> list[Pair]:
+def split_triplets(triplets: list[Pair], split: str, splits: Sequence[float] = SPLITS) -> list[Pair]:
     """Return the "train", "val" or "test" part of a sorted list, by shares; it may be empty. Raises ValueError for
     another name or shares that do not add up to 1."""
     names = ("train", "val", "test")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.data.edit_dataset import read_triplets, split_triplets
-from ldm.data.images import open_rgb
+from ldm.data.edit_dataset import SPLITS, read_triplets, split_triplets
+from ldm.data.images import check_aspect, open_rgb
 from ldm.data.instructions import INSTANCE_TEMPLATES, REGULARIZATION_TEMPLATES, fill
 from ldm.data.pairs import find_pairs, read_manifest
 from ldm.inference.edit_job import find_photos
@@ -88,31 +88,40 @@ class TripletSheet:
         self,
         path: str,
         split: str = "val",
+        splits: Sequence[float] = SPLITS,
         settings: dict[str, Any] | None = None,
         rows: int = 4,
         cell: int = 192,
     ):
-        """path, split: of an ``EditDataset``; where the split holds nothing (few triplets), triplets that are trained
-        on are shown, with a warning. settings: of the edits, see ``EditSettings``; rows: how many triplets.
+        """path, split, splits: of an ``EditDataset``; where the split holds nothing (few triplets), triplets that are
+        trained on are shown, with a warning. settings: of the edits, see ``EditSettings``; rows: how many triplets.
+        The pictures are read now.
 
-        Raises FileNotFoundError or ValueError for what is missing.
+        Raises FileNotFoundError or ValueError for what is missing, damaged or too narrow to edit.
         """
+        if rows < 1:
+            raise ValueError(f"rows is {rows}; a sheet has at least 1")
         triplets = read_triplets(Path(path))
-        chosen = split_triplets(triplets, split)
+        chosen = split_triplets(triplets, split, splits)
         if not chosen:
             logger.warning("split '%s' of '%s' is empty: its sheets show triplets that are trained on", split, path)
         chosen = chosen or triplets
         rows = min(rows, len(chosen))
         self.settings, self.cell = EditSettings(**(settings or {})).checked(), cell
         self.triplets = [chosen[i * len(chosen) // rows] for i in range(rows)]
+        self.pictures = [
+            [small(open_rgb(path), self.settings.resolution) for path in (triplet.input, triplet.edited)]
+            for triplet in self.triplets
+        ]
+        for before, _ in self.pictures:
+            check_aspect(before.size)
 
     def __call__(self, model: Any) -> Image.Image:
         """Return the sheet. model: a LatentDiffusion that edits."""
         editor, rows = ImageEditor(model), []
-        for i, triplet in enumerate(self.triplets):
-            before, wanted = (small(open_rgb(p), self.settings.resolution) for p in (triplet.input, triplet.edited))
+        for i, (triplet, (before, wanted)) in enumerate(zip(self.triplets, self.pictures, strict=True)):
             rows.append([before, *editor.edit(before, triplet.instruction, self.settings, [i]), wanted])
-        sentences = [triplet.instruction for triplet in self.triplets]
+        sentences = [triplet.instruction[:40] for triplet in self.triplets]
         return contact_sheet(rows, sentences, ["input", "edited", "wanted"], cell=self.cell)
 
 

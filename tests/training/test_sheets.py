@@ -40,6 +40,21 @@ def test_held_out_triplets_are_shown_with_the_edit_between(tmp_path, tiny_model,
         assert np.asarray(edited).std() > 0
 
 
+def test_what_cannot_be_shown_is_refused_before_training(tmp_path):
+    folder = triplets(tmp_path / "set", 4)
+    with pytest.raises(ValueError, match="rows is 0"):
+        sheets.TripletSheet(folder, rows=0)
+    (tmp_path / "set" / "out001.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"out001.png' is not a picture"):
+        sheets.TripletSheet(folder)
+    Image.new("RGB", (900, 64)).save(tmp_path / "set" / "in001.png")
+    Image.new("RGB", (900, 64)).save(tmp_path / "set" / "out001.png")
+    with pytest.raises(ValueError, match="too narrow to edit"):
+        sheets.TripletSheet(folder)
+    shares = sheets.TripletSheet(triplets(tmp_path / "other", 10), splits=(0.5, 0.5, 0.0), rows=5)
+    assert [triplet.instruction for triplet in shares.triplets] == [f"do {i}" for i in range(5, 10)]
+
+
 def test_a_split_that_does_not_exist(tmp_path):
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         sheets.TripletSheet(triplets(tmp_path / "set", 4), split="dev")
