@@ -213,6 +213,11 @@ def _family(name: str) -> str:
     return "schedule" if name in _DERIVED else "other"
 
 
+def average_of(name: str) -> str:
+    """Return the name that a UNet parameter's average has in the published files."""
+    return EMA + name.removeprefix("model.").replace(".", "")
+
+
 def select_weights(checkpoint: Checkpoint, names: list[str], weights: str = "auto") -> tuple[dict, str]:
     """Return the tensors with the chosen copy of the UNet under its plain names, and which copy that is.
 
@@ -225,7 +230,7 @@ def select_weights(checkpoint: Checkpoint, names: list[str], weights: str = "aut
     averaged = [n for n in names if n.startswith("model.")]
     if weights == "raw" or (weights == "auto" and not checkpoint.has_ema) or not averaged:
         return tensors, "raw"
-    copies = {n: EMA + n[len("model.") :].replace(".", "") for n in averaged}
+    copies = {n: average_of(n) for n in averaged}
     absent = [copies[n] for n in averaged if copies[n] not in tensors]
     if absent:
         raise ValueError(

@@ -25,6 +25,13 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong with the command line in one line and leave with code 2."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help tells all options)\n")
 
+    def alone(self, args: argparse.Namespace, name: str) -> None:
+        """Refuse (exit 2) everything beside an option, if it is given, that does something of its own."""
+        given = [key for key, value in vars(args).items() if key != name and value != self.get_default(key)]
+        other = next((key for key in given if getattr(args, key) != []), None)
+        if getattr(args, name) and other is not None:
+            self.error(f"--{name.replace('_', '-')} stands alone; --{other.replace('_', '-')} has no effect beside it")
+
 
 def run(main: Callable[[], int | None], name: str) -> None:
     """Call ``main`` and leave with its exit code: 0 done, 2 for a mistake that the message explains, 130 on Ctrl-C."""

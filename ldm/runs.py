@@ -21,12 +21,18 @@ def kept_weights(run: Path) -> list[Path]:
 
 def weights_of(path: Path) -> Path:
     """Return the weights that a run folder named the best (``checkpoints/best.json``), or else kept last; any other
-    path as it is. Raises FileNotFoundError for a run that has kept none."""
+    path as it is. Raises FileNotFoundError for a run that has kept none, ValueError for a ``best.json`` that names
+    none."""
     if not is_run(path):
         return path
     choice = path / "checkpoints" / "best.json"
     if choice.is_file():
-        best = path / "checkpoints" / json.loads(choice.read_text(encoding="utf-8"))["weights"]
+        try:
+            best = path / "checkpoints" / json.loads(choice.read_text(encoding="utf-8"))["weights"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"'{choice}' does not name the best weights ({error!r}); name a file of the run"
+            ) from error
         if best.is_file():
             return best
     return kept_weights(path)[-1]

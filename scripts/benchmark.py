@@ -24,6 +24,9 @@ def parse() -> argparse.Namespace:
     for name in ("device", "rounds", "threads") if args.what == "load" else ("precision", "folder"):
         if getattr(args, name) is not None:
             p.error(f"--{name} has no effect on {args.what}")
+    for name in ("rounds", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            p.error(f"--{name} is {getattr(args, name)}; at least 1 is expected")
     return args
 
 

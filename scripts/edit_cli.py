@@ -34,15 +34,14 @@ def parse() -> argparse.Namespace:
     p.add_argument("--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels to guide at")
     p.add_argument("--negative", help="text that takes the place of the empty one in guidance")
     p.add_argument("--resolution", type=int, help="working size, longer side; default: the checkpoint's own, else 512")
-    size = "give the photo's own size back (true|false); default: the checkpoint's own, else true"
-    p.add_argument("--keep-size", type=cli.yes_or_no, help=size)
+    p.add_argument("--keep-size", type=cli.yes_or_no, help="give the photo's size back (true|false); default: true")
     p.add_argument("--seed", type=int, help="default: random")
     p.add_argument("--num-samples", type=int, default=1, help="results per photo and edit, seeds counting up")
     p.add_argument("--batch-size", type=int, default=1, help="results at once; not with a sweep or --auto-cfg")
     p.add_argument("--mask", help="picture of the photo's size: edit only where it is light; results in .png")
     p.add_argument("--sweep-cfg-text", type=cli.numbers, metavar="A,B,C", help="one labelled sheet over text scales")
     p.add_argument("--sweep-cfg-image", type=cli.numbers, metavar="A,B,C", help="... and image scales")
-    p.add_argument("--auto-cfg", action="store_true", help="try scales, take what the model believes in most")
+    p.add_argument("--auto-cfg", action="store_true", help="try scales, take what the model finds best")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
     p.add_argument("--show-recipe", metavar="FILE", help="print how a PNG was made, and stop")
@@ -50,8 +49,9 @@ def parse() -> argparse.Namespace:
     if len(sys.argv) == 1:
         args.input, args.edit = [str(EXAMPLE)], ["replace the wolf with a dog"]
         logging.info("no arguments: editing %s, “%s”", EXAMPLE.relative_to(ROOT), args.edit[0])
-    if bool(args.show_recipe) == bool(args.input or args.edit) or bool(args.input) != bool(args.edit):
+    if not args.show_recipe and not (args.input and args.edit):
         p.error("--input and --edit are needed, or --show-recipe FILE alone")
+    p.alone(args, "show_recipe")
     for name in ("text", "image"):
         if None not in (getattr(args, f"cfg_{name}"), getattr(args, f"sweep_cfg_{name}")):
             p.error(f"--cfg-{name} has no effect beside --sweep-cfg-{name}; leave one of them out")

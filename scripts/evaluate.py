@@ -30,9 +30,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), help="default: auto")
     p.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results of one suite: B minus A")
     args = p.parse_args()
-    others = [name for name, value in vars(args).items() if name != "compare" and value not in (None, [])]
-    if args.compare and others:
-        p.error(f"--compare takes two results and nothing else; {others[0].replace('_', '-')} has no effect on it")
+    p.alone(args, "compare")
     if not args.compare and not (args.suite and args.methods):
         p.error("give a suite and --methods NAME=RUN ..., or --compare A B")
     if args.batch_size is not None and args.batch_size < 1:

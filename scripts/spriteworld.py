@@ -18,7 +18,7 @@ JOBS = {
     "photos": {},
     "recogniser": {"steps": 1200},
     "scale": {"ckpt": STAGE},
-    "widen": {"ckpt": STAGE, "output": None, "channels": 32},
+    "widen": {"ckpt": STAGE, "output": None, "channels": None},
     "whiten": {"ckpt": STAGE, "output": None, "power": 0.0},
     "follow": {"ckpt": EDITOR, "first_stage": STAGE, "output": None},
     "subject": {"run": None, "subject": "biscuit", "ckpt": EDITOR, "scenes": 200, "seed": 1, "output": None},
@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     p.add_argument(
         "--ckpt", type=Path, help="an editor (measure, subject, follow) or first stage (measure, scale, whiten, widen)"
     )
-    p.add_argument("--channels", type=int, help="widen: of the latents, more than now (default: 32)")
+    p.add_argument("--channels", type=int, help="widen: of the latents, more than now")
     p.add_argument("--first-stage", type=Path, help="follow: whose latents the model is to be rewritten for")
     p.add_argument("--scenes", type=int, help="measure, subject, auto-cfg: fresh scenes for each figure (default: 200)")
     p.add_argument("--seed", type=int, help="measure, subject, auto-cfg: of the scenes (default: 1)")
@@ -48,10 +48,14 @@ def parse() -> argparse.Namespace:
     for name, value in vars(args).items():
         if name != "what" and value is not None and name not in JOBS[args.what]:
             p.error(f"--{name.replace('_', '-')} has no effect on {args.what}")
-        if (name in ("scenes", "steps") and value is not None and value < 1) or (name == "seed" and (value or 0) < 0):
+        if (name in ("scenes", "steps", "channels") and value is not None and value < 1) or (
+            name == "seed" and (value or 0) < 0
+        ):
             p.error(f"--{name} must be at least {int(name != 'seed')}")
     if args.what in ("widen", "whiten", "follow") and (args.output is None or args.output.suffix != ".safetensors"):
         p.error(f"{args.what} needs --output FILE.safetensors")
+    if args.what == "widen" and args.channels is None:
+        p.error("widen needs --channels N")
     if "run" in JOBS[args.what] and args.run is None:
         p.error(f"{args.what} needs --run")
     if args.what == "subject" and len(args.run) > 1:

@@ -176,7 +176,8 @@ def follow_first_stage(ckpt: Path, first_stage: Path, output: Path, n: int = 200
     stage = config_for(read_checkpoint(first_stage))["model"]
     known, found = follow(model, first_stage_of(first_stage), scale, _varied(n))
     OmegaConf.update(config, "model.params.scale_factor", scale)
-    OmegaConf.update(config, "model.params.first_stage_config", stage["params"].get("first_stage_config", stage))
+    stage = stage["params"].get("first_stage_config", stage)
+    OmegaConf.update(config, "model.params.first_stage_config", stage, merge=False)
     for side in ("in_channels", "out_channels"):
         OmegaConf.update(config, f"model.params.unet_config.params.{side}", getattr(model.model.diffusion_model, side))
     described = {"config": OmegaConf.to_container(config, resolve=True)}

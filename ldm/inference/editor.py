@@ -29,6 +29,21 @@ BEST_SPACING = {"dpmpp_2m": "karras", "dpmpp_2m_sde": "karras", "heun": "karras"
 MAX_RESOLUTION = 16384  # pixels; far beyond what any memory edits at, and Pillow fills the memory far above it
 
 
+def checked_defaults(plain: Any, recommended: Any, name: str) -> dict[str, Any]:
+    """Return what a checkpoint's file recommends if it is settings of ``plain``'s kind, each of the type there.
+
+    name: of the entry in the file. Raises ValueError for anything else.
+    """
+    if not isinstance(recommended, dict):
+        raise ValueError(f"the checkpoint's {name} are no settings: {recommended!r}"[:200])
+    for key, value in recommended.items():
+        own = getattr(plain, key, None)
+        fits = isinstance(value, (int, float)) if isinstance(own, float) else type(value) is type(own)
+        if key not in type(plain).__dataclass_fields__ or own is None or not fits:
+            raise ValueError(f"the checkpoint's {name} hold {key}: {value!r}, which is no such setting"[:200])
+    return recommended
+
+
 @dataclass(frozen=True)
 class EditSettings:
     """How to edit; the defaults are InstructPix2Pix's own.
@@ -55,15 +70,7 @@ class EditSettings:
 
         chosen: None means not chosen. Raises ValueError if the file recommends something unknown.
         """
-        recommended = metadata.get("edit_defaults") or {}
-        if not isinstance(recommended, dict):
-            raise ValueError(f"the checkpoint's edit_defaults are no settings: {recommended!r}"[:200])
-        plain = cls()
-        for key, value in recommended.items():
-            own = getattr(plain, key, None)
-            fits = isinstance(value, (int, float)) if isinstance(own, float) else type(value) is type(own)
-            if key not in cls.__dataclass_fields__ or key == "guidance_interval" or not fits:
-                raise ValueError(f"the checkpoint recommends {key}: {value!r}, which is no setting for editing"[:200])
+        recommended = checked_defaults(cls(), metadata.get("edit_defaults") or {}, "edit_defaults")
         cls(**recommended).checked()
         return cls(**{**recommended, **{k: v for k, v in chosen.items() if v is not None}})
 

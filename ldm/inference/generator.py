@@ -16,7 +16,7 @@ from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import GuidedDenoiser
 from ldm.diffusion.samplers import get_sampler, noise_source
 from ldm.diffusion.schedule import SPACINGS, make_sigmas
-from ldm.inference.editor import BEST_SPACING, MAX_RESOLUTION
+from ldm.inference.editor import BEST_SPACING, MAX_RESOLUTION, checked_defaults
 from ldm.inference.recipe import told_of
 from ldm.models.build import load_for_use
 
@@ -36,13 +36,12 @@ class TextSettings:
 
     @classmethod
     def of_checkpoint(cls, metadata: dict[str, Any], **chosen: Any) -> TextSettings:
-        """Return the settings that a checkpoint's file recommends (``text_defaults``), with those chosen over them."""
-        recommended = metadata.get("text_defaults") or {}
-        unknown = (
-            set(recommended) - set(cls.__dataclass_fields__) if isinstance(recommended, dict) else {"text_defaults"}
-        )
-        if unknown:
-            raise ValueError(f"the checkpoint recommends {sorted(unknown)[0]!r}, which is no setting for text to image")
+        """Return the settings that a checkpoint's file recommends (``text_defaults``), with those chosen over them.
+
+        chosen: None means not chosen. Raises ValueError if the file recommends something unknown.
+        """
+        recommended = checked_defaults(cls(), metadata.get("text_defaults") or {}, "text_defaults")
+        cls(**recommended).checked(1)
         return cls(**{**recommended, **{k: v for k, v in chosen.items() if v is not None}})
 
     def checked(self, grid: int) -> TextSettings:

@@ -42,6 +42,7 @@ def make_pictures(args: argparse.Namespace) -> list[Path]:
     checkpoint = read_checkpoint(args.ckpt)
     names = ("scale", "steps", "sampler", "spacing", "width", "height", "negative")
     settings = TextSettings.of_checkpoint(checkpoint.metadata, **{name: getattr(args, name) for name in names})
+    settings.checked(1)  # the model's own grid is known when it is loaded
     if settings.scale == 1 and settings.negative:
         raise ValueError("--negative has no effect at a --scale of 1, which does not guide; take a higher scale")
     place, wanted = Path(args.output), [(t, args.seed + i) for t in args.prompt for i in range(args.num_samples)]

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ldm.checkpoint import Checkpoint, LoadReport, compare, fingerprint
+from ldm.checkpoint import Checkpoint, LoadReport, average_of, compare, fingerprint
 from ldm.config import instantiate_from_config, load_config
 from ldm.diffusers_format import UNET
 
@@ -63,11 +63,18 @@ def fits(checkpoint: Checkpoint, config: Path) -> tuple[bool, str] | None:
 
 def misfits(checkpoint: Checkpoint, config: Path) -> list[str]:
     """Return every key that is missing, of another shape or of no use for the config's model, each with what it is;
-    none for a config without a model. Raises ValueError where a part of the averages is missing."""
+    none for a config without a model. Where averages are there, each that is missing is named, too."""
     model = _structure(config)
-    report = None if model is None else _held_against(model, checkpoint)
-    titles = ("missing", "mismatched", "unexpected") if report else ()
-    return [f"{title} {name}" for title in titles for name in sorted(getattr(report, title))]
+    if model is None:
+        return []
+    raw = any(name.startswith(UNET) for name in checkpoint.tensors)
+    report, _ = compare(model, checkpoint, "raw" if raw or not checkpoint.has_ema else "auto")
+    titles = ("missing", "mismatched", "unexpected")
+    found = [f"{title} {name}" for title in titles for name in sorted(getattr(report, title))]
+    if checkpoint.has_ema:
+        copies = [average_of(name) for name, _ in model.named_parameters() if name.startswith("model.")]
+        found += [f"missing {name}" for name in sorted(copies) if name not in checkpoint.tensors]
+    return found
 
 
 def _structure(config: Path) -> nn.Module | None:

@@ -28,14 +28,19 @@ def widen(stage: Any, wider: Any) -> None:
 
     The wider one makes the same pictures by the latent's mean: its first channels are the old latent; of the others
     the encoder makes something (by ``wider``'s own random weights), the decoder nothing yet. stage, wider:
-    ``AutoencoderKL`` that are alike but for ``embed_dim`` and ``z_channels``. Raises ValueError for any others.
+    ``AutoencoderKL`` that are alike but for ``embed_dim`` and ``z_channels``, which are equal. Raises ValueError for
+    any others.
     """
     c, more = stage.embed_dim, wider.embed_dim
     old, new = stage.state_dict(), wider.state_dict()
-    for name in old:
-        if name not in new or (name.split(".")[-2] not in AT_LATENT and new[name].shape != old[name].shape):
+    for name in sorted(old.keys() | new.keys()):
+        if (
+            name not in new
+            or name not in old
+            or (name.split(".")[-2] not in AT_LATENT and new[name].shape != old[name].shape)
+        ):
             raise ValueError(f"a first stage of {c} channels cannot be widened to this one: '{name}' differs")
-    if more <= c:
+    if more <= c or any(m.post_quant_conv.out_channels != m.embed_dim for m in (stage, wider)):
         raise ValueError(f"a first stage of {c} channels cannot be widened to one of {more}")
     state = {name: old[name] if value.shape == old[name].shape else value.clone() for name, value in new.items()}
     state["decoder.conv_in.weight"][:, :c] = old["decoder.conv_in.weight"]

@@ -581,6 +581,11 @@ def test_a_run_gives_the_weights_it_chose_or_else_its_last(tmp_path):
     assert weights_of(tmp_path / "run").name == "step=1000.safetensors"
     (folder / "best.json").write_text(json.dumps({"weights": "step=500.safetensors"}))
     assert weights_of(tmp_path / "run").name == "step=500.safetensors"
+    for damaged in ("{", "[]", "{}"):
+        (folder / "best.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"best.json' does not name the best weights"):
+            weights_of(tmp_path / "run")
+    (folder / "best.json").write_text(json.dumps({"weights": "step=500.safetensors"}))
     (folder / "step=500.safetensors").write_bytes((DATA / "editor.safetensors").read_bytes())
     assert read_checkpoint(tmp_path / "run").path == folder / "step=500.safetensors"
 

@@ -103,6 +103,9 @@ def spriteworld(capsys, monkeypatch, *words, data=None):
         ("measure --seed -1", "--seed must be at least 0"),
         ("subject", "subject needs --run"),
         ("subject --run a b", "subject takes one --run"),
+        ("widen --output x.safetensors", "widen needs --channels"),
+        ("widen --output x.safetensors --channels -4", "--channels must be at least 1"),
+        ("widen --channels 40", "widen needs --output"),
     ],
 )
 def test_options_without_effect_and_numbers_without_sense_are_refused(capsys, monkeypatch, words, says):

@@ -17,6 +17,7 @@ from ldm.diffusion.samplers import SAMPLERS
 from ldm.inference import recipe as recipe_module
 from ldm.inference.edit_job import find_photos, plan_job, run_job
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.generator import TextSettings
 from ldm.inference.masking import soft_mask
 from ldm.inference.recipe import read_recipe
 from tests.conftest import build_tiny, tiny_config
@@ -634,6 +635,16 @@ def test_nonsense_that_a_checkpoint_recommends_is_refused(tmp_path, defaults):
     source = photo(tmp_path / "a.png")
     with pytest.raises(ValueError):  # noqa: PT011 (each says something else)
         plan_job([str(source)], ["go"], str(tmp_path / "out"), EditSettings.of_checkpoint(metadata), 1)
+
+
+@pytest.mark.parametrize(
+    "defaults", [{"step": 20}, {"steps": "many"}, {"scale": None}, {"sampler": ["ddim"]}, {"width": 0}, ["steps"], 7]
+)
+def test_nonsense_that_a_checkpoint_recommends_for_text_to_image_is_refused(defaults):
+    with pytest.raises(ValueError):  # noqa: PT011 (each says something else)
+        TextSettings.of_checkpoint({"text_defaults": defaults})
+    fine = TextSettings.of_checkpoint({"text_defaults": {"scale": 3, "steps": 20}}, steps=5)
+    assert (fine.scale, fine.steps) == (3, 5)
 
 
 def test_an_interrupted_job_leaves_whole_pictures_only(tmp_path, editor, monkeypatch):

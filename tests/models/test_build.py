@@ -1,12 +1,32 @@
 """load_model and what is chosen around it: each process takes its own GPU, and a first stage alone is no model."""
 
+import copy
+
 import pytest
 import torch
 
 from ldm.checkpoint import save_checkpoint
+from ldm.models import build
 from ldm.models.build import choose_device, load_model
 from ldm.models.export import export
+from ldm.modules.cpu_inference import PackedConv2d, can_pack
 from tests.conftest import tiny_config
+
+
+@pytest.mark.skipif(not can_pack(), reason="this PyTorch has no packing operators")
+@pytest.mark.parametrize(
+    ("dtype", "smallest", "laid_out"),
+    [(torch.float32, 0, (True, False)), (torch.bfloat16, 0, (True, True)), (torch.float32, 10**9, (False, False))],
+)
+def test_large_models_are_laid_out_for_the_cpu(tiny_model, monkeypatch, dtype, smallest, laid_out):
+    if not can_pack(dtype):
+        pytest.skip("this machine has no such packing operators")
+    monkeypatch.setattr(build, "PACK_FROM", smallest)
+    model = copy.deepcopy(tiny_model).to(dtype)
+    build.lay_out(model)
+    parts = (model.model, model.first_stage_model)
+    found = [any(isinstance(m, PackedConv2d) for m in part.modules()) for part in parts]
+    assert tuple(found) == laid_out
 
 
 @pytest.fixture

@@ -76,6 +76,10 @@ def test_half_of_the_averages_do_not_fit(tmp_path, tiny_model, share, fine):
     found = fits(read_checkpoint(tmp_path / "a.safetensors"), written(tmp_path / "own.yaml", tiny_config()))
     assert found[0] == fine
     assert fine or "EMA" in found[1]
+    lost = misfits(read_checkpoint(tmp_path / "a.safetensors"), tmp_path / "own.yaml")
+    averages = sum(name.startswith(UNET) for name in tiny_model.state_dict())
+    assert len(lost) == (0 if fine else averages - averages // 2)
+    assert all(line.startswith("missing model_ema.diffusion_model") for line in lost)
 
 
 @pytest.mark.parametrize(

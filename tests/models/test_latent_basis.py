@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint import read_checkpoint, save_checkpoint
 from ldm.diffusion.conditioning import Conditioning
 from ldm.evaluation import spriteworld_jobs as jobs
 from ldm.models.autoencoder import AutoencoderKL
@@ -113,8 +113,10 @@ def test_a_wider_first_stage_makes_the_same_pictures_and_its_new_channels_can_le
 def test_a_first_stage_is_widened_to_nothing_else():
     with pytest.raises(ValueError, match="3 channels cannot be widened to one of 3"):
         widen(stage_of(3), stage_of(3))
-    with pytest.raises(ValueError, match="cannot be widened to this one: 'encoder"):
+    with pytest.raises(ValueError, match="cannot be widened to this one: 'decoder"):
         widen(stage_of(3), stage_of(5, ch=16))
+    with pytest.raises(ValueError, match="cannot be widened to this one: 'decoder"):
+        widen(stage_of(3), stage_of(5, num_res_blocks=2))
 
 
 @torch.no_grad()
@@ -171,6 +173,11 @@ def test_the_commands_write_weights_that_load(tmp_path):
     assert torch.allclose(jobs.reconstruction_of(wide)(x), jobs.reconstruction_of(STAGE)(x), atol=0.02)
     assert "100.0% of the old" in jobs.follow_first_stage(EDITOR, wide, tmp_path / "editor.safetensors", 60)
     assert load_model(tmp_path / "editor.safetensors").latent_channels == 40
+    checkpoint = read_checkpoint(wide)
+    del checkpoint.metadata["config"]["model"]["params"]["ddconfig"]["num_groups"]  # another default
+    save_checkpoint(tmp_path / "other.safetensors", checkpoint.tensors, checkpoint.metadata)
+    with pytest.raises(ValueError, match="divisible by num_groups"):
+        jobs.follow_first_stage(EDITOR, tmp_path / "other.safetensors", tmp_path / "editor.safetensors", 60)
     white, editor = tmp_path / "white.safetensors", tmp_path / "editor.safetensors"
     jobs.whiten_first_stage(STAGE, white, 0.0, 60)
     assert jobs.latent_scale(white) == pytest.approx(1, abs=0.1)

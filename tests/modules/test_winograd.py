@@ -72,7 +72,9 @@ def test_packing_uses_it_for_wide_layers_from_the_ends_within_the_memory(monkeyp
     for memory, used in ((one - 1, []), (2 * one, [0, 2]), (3 * one, [0, 1, 2])):
         monkeypatch.setattr(cpu_inference, "WINOGRAD_MEMORY", memory)
         packed = pack(nn.Sequential(*(copy_of(layer) for layer in net)))
-        assert [i for i, layer in enumerate(packed) if isinstance(layer, WinogradConv2d)] == used
+        found = [i for i, layer in enumerate(packed) if isinstance(layer, WinogradConv2d)]
+        assert found == used
+        assert all(packed[i].packed for i in found)
         with torch.inference_mode():
             assert relative(packed(x), expected) < 1e-5
 
