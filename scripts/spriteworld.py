@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("what", choices=tuple(JOBS))
     p.add_argument("--output", type=Path, help="a PNG (sheet, curves), folder (measure, subject) or weights' file")
     p.add_argument(
-        "--ckpt", type=Path, help="an editor (measure, subject, follow) or first stage (measure, scale, whiten, widen)"
+        "--ckpt", type=Path, help="an editor, text to image (measure, follow) or first stage (measure, scale, ...)"
     )
     p.add_argument("--channels", type=int, help="widen: of the latents, more than now")
     p.add_argument("--first-stage", type=Path, help="follow: whose latents the model is to be rewritten for")

@@ -14,9 +14,9 @@ from PIL import Image
 from ldm.data.images import to_images, to_tensor
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.spriteworld import measures as m
-from ldm.spriteworld.instructions import KINDS, Edit, random_edit
+from ldm.spriteworld.instructions import KINDS, Edit, caption, random_edit
 from ldm.spriteworld.recogniser import Recogniser
-from ldm.spriteworld.scene import SUBJECTS, draw, random_scene, subject_mask, subject_scene
+from ldm.spriteworld.scene import SUBJECTS, Scene, draw, random_scene, subject_mask, subject_scene
 from ldm.spriteworld.surroundings import surroundings
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,27 @@ def measure(
         x = edit(pictures([e.source for e in edits]), [e.instruction for e in edits])
         found[kind] = figures_of(edits, x, recogniser, twin)
     return found
+
+
+def draw_captions(n: int, seed: int) -> tuple[list[Scene], list[str]]:
+    """Return n random scenes that no training run draws, with a caption each."""
+    found = []
+    for i in range(n):
+        rng = np.random.default_rng([seed, i, 84])
+        scene = random_scene(rng)
+        found.append((scene, caption(scene, rng, rare_share=0)))
+    return [scene for scene, _ in found], [text for _, text in found]
+
+
+def text_figures(x: torch.Tensor, scenes: list[Scene], recogniser: Recogniser, twin: Recogniser) -> Figures:
+    """Return the measures of pictures made from captions: whether animal, place and style are those of the scenes.
+    x: the pictures, ``n 3 h w`` in [-1, 1]."""
+    looks, right = surroundings(x), {}
+    for name, judge in (("animal recognised", recogniser), ("animal recognised (colour-blind)", twin)):
+        right[name] = [a == scene.animal for a, scene in zip(judge.animals(x), scenes, strict=True)]
+    right["place recognised"] = [place == scene.place for (place, _), scene in zip(looks, scenes, strict=True)]
+    right["style recognised"] = [style == scene.style for (_, style), scene in zip(looks, scenes, strict=True)]
+    return {name: m.bootstrap(torch.tensor(values).float()) for name, values in right.items()}
 
 
 def editing(editor: ImageEditor, settings: EditSettings, batch_size: int = 50) -> Callable:

@@ -13,14 +13,15 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from ldm.checkpoint import read_checkpoint, replacing, save_checkpoint
+from ldm.checkpoint import Checkpoint, read_checkpoint, replacing, save_checkpoint
 from ldm.config import instantiate_from_config
 from ldm.data.images import check_writable, save_image, to_images, to_tensor
-from ldm.diffusers_format import FIRST_STAGE
+from ldm.diffusers_format import FIRST_STAGE, UNET
 from ldm.evaluation import spriteworld as world
 from ldm.evaluation.curves import curves
 from ldm.inference.auto_cfg import choose_scales, scale_grid
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.generator import ImageGenerator, TextSettings
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.build import config_for, load_model
 from ldm.models.export import published
@@ -192,30 +193,49 @@ def _varied(n: int) -> torch.Tensor:
 
 
 def measure_checkpoint(ckpt: Path, data: Path, n: int, seed: int, output: Path | None) -> str:
-    """Return a checkpoint's measures as Markdown; with ``output`` also write them there, and a sheet of edits.
+    """Return a checkpoint's measures as Markdown; with ``output`` also write them there, and a sheet of what it makes.
 
-    ckpt: an editor, or a first stage alone. Raises ValueError for any other, before anything is measured.
+    ckpt: an editor, a text-to-image model, or a first stage alone.
     """
     checkpoint = read_checkpoint(ckpt)
     if output is not None:
         check_writable(output / "measures.md")
-    edit = None
-    if "unet" in checkpoint.families():
-        editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
-        edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
-        judges = [load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    first, last = (checkpoint.tensors.get(f"{UNET}{name}.weight") for name in ("input_blocks.0.0", "out.2"))
     # scenes apart from the edits' own: with the usual seed 1 those that the shipped figures were measured on
     found = {"first stage": world.first_stage_figures(reconstruction_of(ckpt), n, seed + 1)}
-    if edit is not None:
-        found |= world.measure(edit, *judges, n=n, seed=seed)
+    sheet = None
+    if first is not None and last is not None:
+        judges = [load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+        measured = _measure_generator if first.shape[1] == last.shape[0] else _measure_editor
+        more, sheet = measured(checkpoint, judges, n, seed)
+        found |= more
     text = world.table(found)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         with replacing(output / "measures.md") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-        if edit is not None:
-            save_image(world.edit_sheet(edit, seed=seed), output / "edits.png")
+        if sheet is not None:
+            save_image(sheet(), output / "edits.png" if measured is _measure_editor else output / "pictures.png")
     return text
+
+
+def _measure_editor(checkpoint: Checkpoint, judges: list[Any], n: int, seed: int) -> tuple[dict[str, Any], Callable]:
+    editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
+    edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
+    return world.measure(edit, *judges, n=n, seed=seed), lambda: world.edit_sheet(edit, seed=seed)
+
+
+def _measure_generator(
+    checkpoint: Checkpoint, judges: list[Any], n: int, seed: int, batch_size: int = 50
+) -> tuple[dict[str, Any], Callable]:
+    generator = ImageGenerator.from_checkpoint(checkpoint, device="auto", precision="auto")
+    settings = TextSettings.of_checkpoint(checkpoint.metadata)
+    scenes, texts = world.draw_captions(n, seed)
+    made = []
+    for i in range(0, n, batch_size):
+        made += generator.generate(texts[i : i + batch_size], settings, [i])
+    columns = [made[i::10] for i in range(min(n, 10))]
+    return {"text to image": world.text_figures(to_tensor(made), scenes, *judges)}, lambda: grid(columns)
 
 
 def measure_auto_cfg(ckpt: Path, data: Path, scenes: int, seed: int) -> str:

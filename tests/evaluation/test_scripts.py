@@ -15,6 +15,7 @@ from ldm.checkpoint import read_checkpoint, save_checkpoint
 from ldm.evaluation import spriteworld_jobs as jobs
 from ldm.inference import auto_cfg
 from ldm.inference.editor import EditSettings
+from ldm.inference.generator import TextSettings
 from ldm.spriteworld.instructions import KINDS
 from ldm.spriteworld.recogniser import accuracy, load_recogniser
 
@@ -167,10 +168,26 @@ def test_a_first_stage_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch
     assert one == again != other
 
 
-def test_weights_that_do_not_edit_are_refused_before_anything_is_measured(capsys, monkeypatch):
-    monkeypatch.setattr(jobs.world, "first_stage_figures", lambda *_: pytest.fail("measured first"))
-    with pytest.raises(ValueError, match="makes pictures from text alone"):
-        spriteworld(capsys, monkeypatch, "measure", "--ckpt", DATA / "text-to-image.safetensors")
+def test_a_text_to_image_model_is_measured_by_captions(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(TextSettings, "of_checkpoint", classmethod(lambda cls, _: cls(3.0, 2, width=64, height=64)))
+    words = ("measure", "--ckpt", DATA / "text-to-image.safetensors", "--scenes", 3, "--output", tmp_path / "out")
+    table = spriteworld(capsys, monkeypatch, *words)
+    assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == {"first stage", "text to image"}
+    assert Image.open(tmp_path / "out/pictures.png").width > 3 * 64
+
+
+def test_true_pictures_are_right_and_pictures_of_other_captions_are_not():
+    scenes, texts = jobs.world.draw_captions(60, 1)
+    judges = [load_recogniser(DATA / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    x = jobs.world.pictures(scenes)
+    right = jobs.world.text_figures(x, scenes, *judges)
+    wrong = jobs.world.text_figures(x.roll(1, 0), scenes, *judges)
+    for name in right:
+        field = name.split()[0]
+        alike = [getattr(a, field) == getattr(b, field) for a, b in zip(scenes, scenes[-1:] + scenes[:-1], strict=True)]
+        assert right[name].mean >= 0.9, name
+        assert wrong[name].mean == pytest.approx(sum(alike) / len(alike), abs=0.1), name
+    assert all(scene.animal in text for scene, text in zip(scenes, texts, strict=True))
 
 
 def test_a_run_is_compared_with_the_frozen_editor(capsys, monkeypatch, tmp_path, few):
