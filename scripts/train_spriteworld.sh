@@ -50,7 +50,7 @@ stage first-stage "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/whole.safetensors
   --power 0.8
 # the scale of these latents: every config that starts from these weights reads it
 scale="$("$python" scripts/spriteworld.py scale)"
-sed -i "s/scale_factor: [0-9.]*/scale_factor: $scale/" configs/spriteworld/{model,dreambooth}.yaml
+sed -i "s/scale_factor: [0-9.]*/scale_factor: $scale/" configs/spriteworld/model.yaml
 # the recognisers are trained through the first stage, too
 if [ ! -f "$data/recogniser-grey.safetensors" ] || ! cmp -s "$data/first-stage.safetensors" "$runs/recognised-by"; then
   "$python" scripts/spriteworld.py recogniser

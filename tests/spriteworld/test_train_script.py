@@ -24,6 +24,8 @@ mkdir -p "$run/checkpoints"
 echo "$name" > "$run/checkpoints/step=${name##*-}.safetensors"
 """
 
+SCALE = "scale_factor"
+
 
 @pytest.fixture
 def fresh(tmp_path):
@@ -33,8 +35,7 @@ def fresh(tmp_path):
     (tmp_path / "scripts/setup.sh").write_text("")
     for folder in ("data/spriteworld", "configs/spriteworld", ".venv/bin"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("model", "dreambooth"):
-        shutil.copy(ROOT / f"configs/spriteworld/{name}.yaml", tmp_path / "configs/spriteworld")
+    shutil.copy(ROOT / "configs/spriteworld/model.yaml", tmp_path / "configs/spriteworld")
     (tmp_path / ".venv/bin/python").write_text(PYTHON)
     (tmp_path / ".venv/bin/python").chmod(0o755)
     return tmp_path
@@ -59,10 +60,10 @@ def test_a_fresh_checkout_trains_everything_in_order_and_a_second_call_nothing(f
     order = [next(i for i, call in enumerate(calls) if word in call) for word in ("first-st", " recog", "text-to")]
     assert order == sorted(order)
     assert (fresh / "data/spriteworld/editor.safetensors").read_text().startswith("instruct-pix2pix-")
-    for name in ("model", "dreambooth"):
-        lines = (fresh / f"configs/spriteworld/{name}.yaml").read_text().splitlines()
-        (scale,) = (line for line in lines if "scale_factor" in line)
-        assert scale.split("#")[0].strip() == "scale_factor: 1.25"
+    (scale,) = (line for line in (fresh / "configs/spriteworld/model.yaml").read_text().splitlines() if SCALE in line)
+    assert scale.split("#")[0].strip() == f"{SCALE}: 1.25"
+    others = [path.name for path in (ROOT / "configs/spriteworld").glob("*.yaml") if SCALE in path.read_text()]
+    assert others == ["model.yaml"]
     done, calls = run(fresh)
     assert done.returncode == 0
     assert not [call for call in calls if "train.py" in call or "recogniser" in call]
