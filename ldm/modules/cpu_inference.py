@@ -16,7 +16,7 @@ from torch import nn
 from ldm.modules.attention import GEGLU, CrossAttention, multi_head
 from ldm.modules.winograd import ROWS, WinogradConv2d, more_memory, suits_winograd
 
-WINOGRAD_FROM = 128  # channels; with fewer the sums cost what the products save
+WINOGRAD_FROM = 256  # channels; with fewer the sums cost what the products save
 WINOGRAD_MEMORY = 5 << 27  # bytes that a network's transformed filters may take beyond the filters: 0.625 GiB
 WORTH_BF16 = 1.25  # how many times faster than fp32 a CPU must be in bf16 to take it
 

@@ -551,9 +551,9 @@ def test_weights_of_the_wrong_kind_are_refused(tmp_path):
     content = suite_content(tmp_path)
     content["cases"][0]["prompts"]["instruct2dream"] = "make it a dog"
     suite = read_suite(write(tmp_path, content), ROOT)
-    with pytest.raises(ValueError, match=r"method instruct2dream, .*text alone .16 input channels for 16"):
+    with pytest.raises(ValueError, match=r"method instruct2dream, .*text alone .32 input channels for 32"):
         read_methods(given, suite)
-    with pytest.raises(ValueError, match=r"method dreambooth, .*edits pictures .32 input channels for 16"):
+    with pytest.raises(ValueError, match=r"method dreambooth, .*edits pictures .64 input channels for 32"):
         read_methods([f"dreambooth={DATA / 'editor.safetensors'}"], suite)
 
 

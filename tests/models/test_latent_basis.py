@@ -61,7 +61,8 @@ def test_a_step_in_any_channel_means_as_much_to_the_picture(x):
     assert there.sum() >= 6
     assert size[there].max() < 3 * size[there].min()
     assert apart[there][:, there].abs().max() < 0.5 * size[there].min()
-    assert uneven.diagonal().max() > 3 * uneven.diagonal().min()
+    squares = torch.linalg.eigvalsh(uneven)  # a turn evens the diagonal out, not these
+    assert squares.max() > 3 * squares.min()
     with pytest.raises(ValueError, match="power is 2; 0"):
         whiten(stage, x, 2)
 
