@@ -36,6 +36,8 @@ def parse() -> argparse.Namespace:
     p.add_argument("--num-reg", type=int, default=200, help="regularization pairs (default 200)")
     p.add_argument("--reg-edits", nargs="+", metavar="TEXT", help="pairs of other edits, like 'make the {word} red'")
     p.add_argument("--num-reg-edits", type=int, help="pairs of all those together (default 10 of each)")
+    p.add_argument("--subject-edits", nargs="+", metavar="TEXT", help="edits of the subject: 'make the {word} red'")
+    p.add_argument("--num-subject-edits", type=int, help="pairs of all those together (default 10 of each)")
     p.add_argument("--per-photo", type=int, default=1, help="instance pairs per photo and source word (default 1)")
     p.add_argument("--config", help="YAML with the edit's settings and the gates' thresholds")
     p.add_argument("--cfg-text", type=float, help="text guidance scale")

@@ -10,6 +10,7 @@ FIELDS = ("identifier", "class_word", "source_word")
 # Upstream's single line first; the paraphrases say the same.
 INSTANCE_TEMPLATES = ("replace the {source_word} with a {identifier} {class_word}",)
 REGULARIZATION_TEMPLATES = ("replace the {source_word} with a {class_word}",)
+IDENTIFIER = "{identifier}"  # in a pair's own instruction: what training calls the subject
 REVERSE_TEMPLATE = "replace the {class_word} with a {source_word}"
 
 
@@ -41,3 +42,14 @@ def fill(template: str, identifier: str = "", class_word: str = "", source_word:
     """
     text = template.format(identifier=identifier, class_word=class_word, source_word=source_word)
     return " ".join(text.split())
+
+
+def told(instruction: str, identifier: str) -> str:
+    """Return a pair's own instruction with the identifier in the place of ``{identifier}``; other braces stay.
+
+    >>> told("make the {identifier} dog red", "sks"), told("make the {identifier} dog red", "")
+    ('make the sks dog red', 'make the dog red')
+    """
+    if IDENTIFIER not in instruction:
+        return instruction
+    return " ".join(instruction.replace(IDENTIFIER, identifier).split())

@@ -73,9 +73,9 @@ class PersonalizedEdit(Visited):
                     raise ValueError(f"'{root}' has no manifest that says the {name} of pair '{pair.id}'; give {name}")
 
     def sentence(self, pair: Pair, rng: np.random.Generator) -> str:
-        """Return an instruction for a pair: its own, or one of the templates."""
+        """Return an instruction for a pair: its own, with the identifier in its place, or one of the templates."""
         if pair.instruction is not None:
-            return pair.instruction
+            return words.told(pair.instruction, self.identifier)
         template = self.templates[int(rng.random() * len(self.templates))]
         return words.fill(template, self.identifier, self.class_word or "", pair.source_word or self.source_word or "")
 

@@ -26,6 +26,7 @@ from ldm.inference.pair_plan import (
     plan_instance,
     plan_regularization,
     plan_round_trips,
+    plan_subject_edits,
     readable,
 )
 from ldm.models.build import choose_device
@@ -70,9 +71,10 @@ def reg_folders(given: list[str] | None, source_words: list[str]) -> dict[str, l
 def plan_dataset(args: argparse.Namespace) -> list[Planned]:
     """Return the whole plan of a parsed command line. Raises FileNotFoundError or ValueError for what is wrong."""
     check_words(args.class_word, args.source_words)
-    if args.num_reg_edits is not None and not args.reg_edits:
-        raise ValueError("--num-reg-edits needs --reg-edits: the sentences of those pairs")
-    for name in ("num_reg", "per_photo", "batch_size", "num_reg_edits"):
+    for name in ("reg", "subject"):
+        if getattr(args, f"num_{name}_edits") is not None and not getattr(args, f"{name}_edits"):
+            raise ValueError(f"--num-{name}-edits needs --{name}-edits: the sentences of those pairs")
+    for name in ("num_reg", "per_photo", "batch_size", "num_reg_edits", "num_subject_edits"):
         least = 0 if name == "num_reg" else 1
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least {least} is expected")
@@ -85,6 +87,9 @@ def plan_dataset(args: argparse.Namespace) -> list[Planned]:
     if len(args.source_words) > len(photos) * args.per_photo:
         logger.warning("%d source words for %d photos", len(args.source_words), len(photos))
     plan = plan_instance(photos, args.source_words, args.per_photo, args.seed)
+    if args.subject_edits:
+        number = _number(args.num_subject_edits, args.subject_edits)
+        plan += plan_subject_edits(photos, args.class_word, args.subject_edits, number, args.seed)
     pictures = reg_folders(args.reg_photos, args.source_words)
     others = _class_photos(args, photos, pictures)
     bare = [word for word in args.source_words if word not in pictures]
@@ -96,9 +101,12 @@ def plan_dataset(args: argparse.Namespace) -> list[Planned]:
         plan += plan_round_trips(others, args.source_words, args.num_reg, args.seed)
     if args.reg_edits:
         shown = pictures or {args.class_word: others}
-        number = FEW_EDITS * len(args.reg_edits) if args.num_reg_edits is None else args.num_reg_edits
-        plan += plan_edits(shown, args.reg_edits, number, args.seed)
+        plan += plan_edits(shown, args.reg_edits, _number(args.num_reg_edits, args.reg_edits), args.seed)
     return plan
+
+
+def _number(given: int | None, sentences: list[str]) -> int:
+    return FEW_EDITS * len(sentences) if given is None else given
 
 
 def _class_photos(args: argparse.Namespace, photos: list[Path], pictures: dict[str, list[Path]]) -> list[Path]:
@@ -130,8 +138,8 @@ def make_dataset(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]
             logger.warning(
                 "pair %s of %s (%s) was set aside: %s", note["id"], note["folder"], note["photo"], note["set_aside"]
             )
-        if not any(pair["folder"] == "training" for pair in manifest["pairs"]):
-            reason = manifest["set_aside"][0]["set_aside"]
+        if not any(pair["direction"] == "reverse" for pair in manifest["pairs"]):
+            reason = next(note["set_aside"] for note in manifest["set_aside"] if note["direction"] == "reverse")
             advice = "another --cfg-text, --cfg-image or source word, and look at one with edit.sh"
             if reason == NOT_FINITE:
                 advice = "--precision fp32 (or bf16 on a newer GPU)"

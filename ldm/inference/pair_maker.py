@@ -166,7 +166,7 @@ class PairMaker:
 
     def _make(self, batch: list[tuple[Planned, Image.Image]]) -> None:
         photos = [photo for _, photo in batch]
-        first = [pair.instruction or self._sentence(pair, pair.direction != "forward") for pair, _ in batch]
+        first = [pair.said or self._sentence(pair, pair.direction != "forward") for pair, _ in batch]
         words = [None if pair.instruction else self._words(pair, pair.direction != "forward") for pair, _ in batch]
         made = self._edited(photos, first, [pair.seed for pair, _ in batch], words)
         again = [i for i, (pair, _) in enumerate(batch) if pair.direction == "round trip" and not made[i].reason]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.data.images import check_aspect, open_rgb
+from ldm.data.instructions import IDENTIFIER, told
 
 INSTANCE, REGULARIZATION = "training", "regularization"
 
@@ -18,7 +19,7 @@ class Planned:
 
     direction: "reverse" (the photo is the edited side; its input is made), "forward" (the photo is the input; its
     edited side is made), "round trip" (a class photo is edited in reverse, and that forward again) or "edit" (as
-    forward, by an ``instruction`` of its own).
+    forward, by an ``instruction`` of its own, in which {identifier} may stand for what only training says).
     """
 
     folder: str
@@ -28,6 +29,11 @@ class Planned:
     source_word: str
     seed: int
     instruction: str = ""
+
+    @property
+    def said(self) -> str:
+        """The instruction as the frozen editor is told it: without an identifier."""
+        return told(self.instruction, "")
 
 
 def check_words(class_word: str, source_words: Sequence[str]) -> None:
@@ -118,14 +124,39 @@ def plan_edits(
         if not text.strip() or "{" in text.replace("{word}", "") or "}" in text.replace("{word}", ""):
             raise ValueError(f"regularization edit {text!r}: a sentence is expected, with no other field than {{word}}")
     words, plan = list(pictures), []
-    for i in range(number):
-        turn, which = divmod(i, len(instructions))
-        place = which + turn
+    for i, which, place in _turns(number, len(instructions)):
         word = words[place % len(words)]
         photo = pictures[word][place // len(words) % len(pictures[word])]
         text = " ".join(instructions[which].replace("{word}", word).split())
         plan.append(Planned(REGULARIZATION, f"edit-{i:04d}", photo, "edit", word, seed + 200_000 + i, text))
     return plan
+
+
+def plan_subject_edits(
+    photos: Sequence[Path], class_word: str, instructions: Sequence[str], number: int, seed: int
+) -> list[Planned]:
+    """Return ``number`` instance pairs that ask for other edits of the subject by its name: the instructions in turn,
+    each over the photos in turn; {word} stands for the subject, "{identifier} class word" in training.
+
+    Raises ValueError for an instruction without {word} or with another {field}.
+    """
+    for text in instructions:
+        bare = text.replace("{word}", "")
+        if "{word}" not in text or "{" in bare or "}" in bare:
+            raise ValueError(f"subject edit {text!r}: a sentence is expected, with {{word}} for the subject's name")
+    plan = []
+    for i, which, place in _turns(number, len(instructions)):
+        text = " ".join(instructions[which].replace("{word}", f"{IDENTIFIER} {class_word}").split())
+        photo = photos[place % len(photos)]
+        plan.append(Planned(INSTANCE, f"edit-{i:04d}", photo, "edit", class_word, seed + 300_000 + i, text))
+    return plan
+
+
+def _turns(number: int, sentences: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (which pair, its sentence, its picture's place in the line): so that each sentence meets each picture."""
+    for i in range(number):
+        turn, which = divmod(i, sentences)
+        yield i, which, which + turn
 
 
 def picture_hash(path: Path) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.images import to_tensor
-from ldm.spriteworld.instructions import RARE_SHARE, Edit, caption, random_edit
+from ldm.spriteworld.instructions import KINDS, RARE_SHARE, Edit, caption, random_edit
 from ldm.spriteworld.scene import COLOURS, PATTERNS, Coat, Scene, coloured, draw, random_scene, subject_mask
 
 Item = dict[str, Any]
@@ -45,7 +45,8 @@ class _Drawn(Dataset):
 class SpritePictures(_Drawn):
     """Pictures for a first stage: ``edited`` (3 h w, [-1, 1]) and ``weight`` (1 h w, higher inside the animal).
 
-    Many of the animals wear any two colours in any pattern, so that a subject's marks survive without being seen.
+    Many of the animals wear any two colours in any pattern, and half of those a collar, so that a subject's marks
+    survive without being seen.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class SpritePictures(_Drawn):
         rng = self._rng(index)
         scene = random_scene(rng)
         if rng.random() < self.any_coat:
-            scene = random_scene(rng, coat=any_coat(rng))
+            scene = random_scene(rng, coat=any_coat(rng), **_collar(rng))
         mask = torch.from_numpy(np.asarray(subject_mask(scene, self.size), dtype=np.float32) / 255)[None]
         picture, weight = self._picture(scene), 1 + self.subject_weight * mask
         if self.low_contrast > 1:
@@ -99,9 +100,18 @@ class SpritePictures(_Drawn):
 
 
 def any_coat(rng: np.random.Generator) -> Coat:
-    """Return a coat of any two colours in any pattern."""
-    main, second = (tuple(int(v) for v in rng.integers(10, 250, 3)) for _ in range(2))
-    return Coat(main, second, str(rng.choice(tuple(PATTERNS))))
+    """Return a coat of any two colours, strong and far apart more often than not, in any pattern.
+
+    Each of red, green and blue is drawn from an arcsine law (near its ends in half of the cases), and of two second
+    colours the one farther from the first is taken: an even draw hardly ever gives white marks on black.
+    """
+    main, *others = (np.rint(10 + 242 * np.sin(rng.random(3) * np.pi / 2) ** 2).astype(int) for _ in range(3))
+    second = max(others, key=lambda other: float(np.linalg.norm(other - main)))
+    return Coat(tuple(main.tolist()), tuple(second.tolist()), str(rng.choice(tuple(PATTERNS))))
+
+
+def _collar(rng: np.random.Generator) -> dict[str, str]:
+    return {"collar": str(rng.choice(tuple(COLOURS)))} if rng.random() < 0.5 else {}
 
 
 def contrast(picture: torch.Tensor, mask: torch.Tensor) -> float:
@@ -133,15 +143,29 @@ class SpriteTriplets(_Drawn):
     """Edits: ``input`` and ``edited`` pictures (3 h w, [-1, 1]) and the instruction as ``text``."""
 
     def __init__(
-        self, length: int, seed: int = 0, size: int = 64, rare_share: float = RARE_SHARE, any_coat: float = 0.0
+        self,
+        length: int,
+        seed: int = 0,
+        size: int = 64,
+        rare_share: float = RARE_SHARE,
+        any_coat: float = 0.0,
+        kinds: dict[str, float] | None = None,
     ):
         """rare_share: the share of class instructions with a meaningless rare word before the class word. any_coat: the
         share of inputs whose animal wears any two colours in any pattern; what does not ask for another coat keeps it.
-        Raises ValueError for a share outside 0 to 1.
+        kinds: weights of the kinds of edits, those not named 0; None for ``KIND_SHARES``. Raises ValueError for a share
+        outside 0 to 1, or for an unknown kind or a weight below 0.
         """
         super().__init__(length, seed, size)
         _check_share("any_coat", any_coat)
-        self.rare_share, self.any_coat = rare_share, any_coat
+        for kind, weight in (kinds or {}).items():
+            if kind not in KINDS:
+                raise ValueError(f"unknown kind of edit {kind!r} in kinds; known: {', '.join(KINDS)}")
+            if not weight >= 0:
+                raise ValueError(f"kinds.{kind} is {weight}; a weight from 0 is expected")
+        if kinds is not None and not sum(kinds.values()) > 0:
+            raise ValueError("kinds has no weight above 0")
+        self.rare_share, self.any_coat, self.kinds = rare_share, any_coat, kinds
 
     def __getitem__(self, index: int) -> Item:
         """Return item ``index``."""
@@ -152,8 +176,12 @@ class SpriteTriplets(_Drawn):
     def edit(self, index: int) -> Edit:
         """Return the scenes and the instruction of item ``index``."""
         rng = self._rng(index)
+        kind = None
+        if self.kinds is not None:
+            weights = np.asarray(list(self.kinds.values()), dtype=np.float64)
+            kind = str(rng.choice(list(self.kinds), p=weights / weights.sum()))
         if self.any_coat and rng.random() < self.any_coat:
-            edit = random_edit(rng, rare_share=self.rare_share)
+            edit = random_edit(rng, kind, rare_share=self.rare_share)
             source = replace(edit.source, coat=any_coat(rng))
             return random_edit(rng, edit.kind, source, self.rare_share)
-        return random_edit(rng, rare_share=self.rare_share)
+        return random_edit(rng, kind, rare_share=self.rare_share)

@@ -78,11 +78,12 @@ def _check_sizes(data: PairDataModule, model: Any) -> None:
 def encoder_of(model: Any) -> Encode:
     """Return the model's first stage as a function of pictures, on this process' GPU if there is one."""
     device = choose_device()
-    stage = model.first_stage_model.to(device).eval()
+    layout = torch.channels_last  # without a backward pass the faster one on a CPU, too
+    stage = model.first_stage_model.to(device, memory_format=layout).eval()
 
     @torch.no_grad()
     def encode(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        posterior = stage.encode(x.to(device))
+        posterior = stage.encode(x.to(device, memory_format=layout))
         return posterior.mean.float(), posterior.logvar.float()
 
     return encode

@@ -180,9 +180,8 @@ class DriftMonitor(Monitor):
         self.settings = EditSettings(**(settings or {})).checked()
         self._plain_begun = 0.0
         subject, reg = streams["instance"], streams["reg"]
-        self.input, self.photo, chosen = _some(subject, subject.held_out or subject.entries, pairs)
-        swaps = [entry for entry in reg.entries if entry.instruction is None]  # the others ask for other edits
-        self.reg_input, self.reg_answer, reg_chosen = _some(reg, swaps or reg.entries, pairs)
+        self.input, self.photo, chosen = _some(subject, _swaps(subject.held_out) or _swaps(subject.entries), pairs)
+        self.reg_input, self.reg_answer, reg_chosen = _some(reg, _swaps(reg.entries), pairs)
         self.told, self.plain = ([_told(subject, pair, name) for pair in chosen] for name in (subject.identifier, ""))
         self.telling = [i for i, (a, b) in enumerate(zip(self.told, self.plain, strict=True)) if a != b]
         if not self.telling:
@@ -248,10 +247,15 @@ def _some(stream: Any, entries: list[Any], n: int) -> tuple[torch.Tensor, torch.
     return torch.stack([s["input"] for s in shown]), torch.stack([s["edited"] for s in shown]), chosen
 
 
+def _swaps(entries: list[Any]) -> list[Any]:
+    """Return the pairs that ask for no other edit than the subject; all of them where each has its own sentence."""
+    return [entry for entry in entries if entry.instruction is None] or list(entries)
+
+
 def _told(subject: Any, pair: Any, identifier: str) -> str:
     """Return a pair's own instruction, or the subject's first one for it, with or ("") without the identifier."""
     if pair.instruction is not None:
-        words_of = pair.instruction.split()
-        return pair.instruction if identifier else " ".join(w for w in words_of if w != subject.identifier)
+        words_of = words.told(pair.instruction, subject.identifier).split()
+        return " ".join(w for w in words_of if identifier or w != subject.identifier)
     source = pair.source_word or subject.source_word or "picture"
     return words.fill(subject.templates[0], identifier, subject.class_word or "", source)

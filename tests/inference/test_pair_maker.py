@@ -33,6 +33,7 @@ from ldm.inference.pair_plan import (
     plan_instance,
     plan_regularization,
     plan_round_trips,
+    plan_subject_edits,
     readable,
 )
 
@@ -981,3 +982,61 @@ def test_a_number_of_other_edits_without_sentences(generate):
     code, _, said = generate(**{"num-reg-edits": 4})
     assert code == 2
     assert "--num-reg-edits needs --reg-edits" in said
+
+
+# Pairs that ask for other edits of the subject by its name
+
+
+def test_edits_of_the_subject_take_the_sentences_in_turn_over_all_photos(photos):
+    texts = ["make the {word} red", "put the {word}  in the forest"]
+    plan = plan_subject_edits(photos, "dog", texts, 6, 7)
+    assert [p.instruction for p in plan[:2]] == [
+        "make the {identifier} dog red",
+        "put the {identifier} dog in the forest",
+    ]
+    assert [p.said for p in plan[:2]] == ["make the dog red", "put the dog in the forest"]
+    assert {(p.said[0], p.photo.stem) for p in plan} == {(text, name) for text in "mp" for name in "abc"}
+    assert {(p.folder, p.direction, p.source_word) for p in plan} == {("training", "edit", "dog")}
+    others = plan_instance(photos, ["wolf"], 5, 7) + plan_edits({"wolf": photos}, ["make it night"], 20, 7)
+    assert not {p.seed for p in plan} & {p.seed for p in others}
+    assert not {(p.folder, p.id) for p in plan} & {(p.folder, p.id) for p in others}
+
+
+@pytest.mark.parametrize("text", ["", "make it night", "make the {word} {colour}", "make the {word} red }"])
+def test_an_edit_of_the_subject_without_its_name_is_refused(photos, text):
+    with pytest.raises(ValueError, match="subject edit"):
+        plan_subject_edits(photos, "dog", ["make the {word} red", text], 4, 0)
+
+
+def test_edits_of_the_subject_are_made_without_and_trained_with_the_identifier(generate, tmp_path, photos):
+    editor = FakeEditor()
+    edits = ["--subject-edits", "make the {word} red", "put the {word} in the forest"]
+    code, _, _ = generate(*edits, editor=editor, **{"num-reg": 1, "num-subject-edits": 4})
+    assert code == 0
+    training = tmp_path / "out" / "training"
+    data = PersonalizedEdit(str(training), "zwx", size=16)
+    said = ["make the zwx dog red", "put the zwx dog in the forest"] * 2
+    assert [data.item(i)["text"] for i in range(7)] == ["replace the wolf with a zwx dog"] * 3 + said
+    assert (training / "edit-0000_0.png").read_bytes() == (tmp_path / "photos" / "a.png").read_bytes()
+    made = json.loads((tmp_path / "out" / "manifest.json").read_text())["pairs"]
+    asked = [record["instruction"] for pair in made if pair["direction"] == "edit" for record in pair["made"]]
+    assert asked == ["make the dog red", "put the dog in the forest"] * 2
+    again = files(tmp_path / "out")
+    code, _, _ = generate(*edits, **{"num-reg": 1, "num-subject-edits": 4})
+    assert (code, files(tmp_path / "out")) == (0, again)
+
+
+def test_ten_edits_of_the_subject_for_each_sentence_unless_a_number_is_given(generate, tmp_path, photos):
+    code, _, _ = generate("--subject-edits", "make the {word} red", **{"num-reg": 0})
+    assert code == 0
+    assert len(list((tmp_path / "out" / "training").glob("edit-*_1.png"))) == 10
+    code, _, said = generate(**{"num-subject-edits": 4})
+    assert code == 2
+    assert "--num-subject-edits needs --subject-edits" in said
+
+
+def test_edits_of_the_subject_do_not_stand_for_pairs_that_show_it(generate, tmp_path, photos):
+    refused = FakeEditor(lambda text, *_: "unchanged" if text.startswith("replace") else "")
+    code, _, said = generate("--subject-edits", "make the {word} red", editor=refused)
+    assert code == 2
+    assert "no instance pair passed the gates (unchanged)" in said

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.spriteworld.dataset import CONTRAST, SpritePictures, SpriteTriplets, contrast
-from ldm.spriteworld.scene import ANIMALS, random_scene
+from ldm.spriteworld.dataset import CONTRAST, SpritePictures, SpriteTriplets, any_coat, contrast
+from ldm.spriteworld.scene import ANIMALS, PATTERNS, SUBJECTS, random_scene
 
 NATURAL = {random_scene(np.random.default_rng(i)).coat for i in range(2000)}
 
@@ -60,3 +60,37 @@ def test_what_makes_no_sense_is_refused():
         SpriteTriplets(4, any_coat=2)
     with pytest.raises(ValueError, match="any_coat is -1"):
         SpritePictures(4, any_coat=-1)
+
+
+def test_kinds_of_edits_come_as_often_as_their_weights_say():
+    data = SpriteTriplets(300, seed=3, kinds={"class": 3.0, "place": 1.0})
+    found = [data.edit(i).kind for i in range(300)]
+    assert set(found) == {"class", "place"}
+    assert found.count("class") == pytest.approx(225, abs=30)
+    same = [SpriteTriplets(8, seed=3).edit(i) for i in range(8)]
+    assert same == [SpriteTriplets(8, seed=3, kinds=None).edit(i) for i in range(8)]
+    coloured = [SpriteTriplets(40, seed=3, kinds={"colour": 1}, any_coat=0.5).edit(i) for i in range(40)]
+    assert {edit.kind for edit in coloured} == {"colour"}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [({"klass": 1}, "unknown kind of edit 'klass'"), ({"class": -1}, "kinds.class is -1"), ({}, "no weight above 0")],
+)
+def test_kinds_that_make_no_sense_are_refused(kinds, said):
+    with pytest.raises(ValueError, match=said):
+        SpriteTriplets(4, kinds=kinds)
+
+
+def test_any_coats_are_of_two_colours_far_apart_as_subjects_are():
+    """A subject has dark and light marks; an even draw of both colours hardly ever gives that."""
+    rng = np.random.default_rng(5)
+    coats = [any_coat(rng) for _ in range(400)]
+    values = np.array([coat.main + coat.second for coat in coats])
+    assert values.min() >= 10
+    assert values.max() <= 252
+    apart = np.linalg.norm(values[:, :3] - values[:, 3:], axis=1)
+    subjects = [np.linalg.norm(np.subtract(s.coat.main, s.coat.second)) for s in SUBJECTS.values()]
+    assert np.median(apart) > 200
+    assert min(subjects) > np.quantile(apart, 0.2)
+    assert {coat.pattern for coat in coats} == set(PATTERNS)

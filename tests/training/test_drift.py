@@ -116,6 +116,17 @@ def test_the_plain_edit_of_a_pair_with_its_own_instruction_is_told_no_identifier
     assert drift._told(subject, none, "").split() == ["swap", "it", "for", "a", "dog"]
 
 
+def test_edits_of_the_subject_are_told_with_its_name_and_are_not_what_is_watched():
+    subject = SimpleNamespace(identifier="sks", class_word="dog", source_word=None, templates=["a {identifier}"])
+    named = SimpleNamespace(instruction="make the {identifier} dog red", source_word="dog")
+    assert drift._told(subject, named, "sks") == "make the sks dog red"
+    assert drift._told(subject, named, "") == "make the dog red"
+    swap_pair = SimpleNamespace(instruction=None)
+    assert drift._swaps([named, swap_pair]) == [swap_pair]
+    assert drift._swaps([named]) == [named]
+    assert drift._swaps([]) == []
+
+
 def test_data_that_cannot_be_measured_is_refused(pairs, begun, tmp_path):
     instance = PersonalizedEdit(str(pairs / "training"), class_word="dog", source_word="wolf", size=64)
     where = {"keep_at": [1], "folder": tmp_path, "suffix": ".ckpt"}
