@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -182,10 +183,35 @@ def _read_folder(path: Path) -> Checkpoint:
     for name, rename in parts.items():
         files = sorted((path / name).glob("*.safetensors"), key=lambda f: (len(f.name), f.name))
         if files:
-            tensors.update(rename(_read_safetensors(files[0])[0]))
+            read: dict[str, torch.Tensor] = {}
+            for file in _shards(files):
+                read.update(_read_safetensors(file)[0])
+            tensors.update(rename(read))
     if not tensors:
         raise ValueError(f"folder '{path}' has no unet/, vae/ or text_encoder/ with .safetensors (diffusers layout)")
-    return Checkpoint(path, "diffusers", tensors, {})
+    return Checkpoint(path, "diffusers", tensors, _prediction(path / "scheduler" / "scheduler_config.json"))
+
+
+def _shards(files: list[Path]) -> list[Path]:
+    """Return the files that hold one part: the one with the shortest name, and those it is split over."""
+    split = re.fullmatch(r"(.+)-\d+-of-(\d+)\.safetensors", files[0].name)
+    if split is None:
+        return files[:1]
+    found = [f for f in files if re.fullmatch(rf"{re.escape(split[1])}-\d+-of-{split[2]}\.safetensors", f.name)]
+    if len(found) != int(split[2]):
+        raise ValueError(f"'{files[0].parent}' holds {len(found)} of the {int(split[2])} files of {split[1]}")
+    return found
+
+
+def _prediction(path: Path) -> dict[str, Any]:
+    """Return what diffusers' scheduler says that the UNet predicts, as ``parameterization``; {} without one."""
+    if not path.is_file():
+        return {}
+    try:
+        said = json.loads(path.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
+        return {"parameterization": {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}[said]}
+    except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"'{path}' does not say what the UNet predicts ({type(error).__name__}: {error})") from error
 
 
 def _published_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -292,7 +318,7 @@ def _fitted(name: str, tensor: torch.Tensor, own: torch.Tensor, report: LoadRepo
     if tensor.shape == own.shape:
         return tensor
     extra = own.shape[1] - tensor.shape[1] if tensor.ndim == own.ndim == 4 else 0
-    if name == f"{UNET}input_blocks.0.0.weight" and extra > 0 and tensor.shape[0] == own.shape[0]:
+    if name == f"{UNET}input_blocks.0.0.weight" and 0 < extra == tensor.shape[1] and tensor.shape[0] == own.shape[0]:
         report.filled.append(f"{extra} new input channels of {name} with zeros")
         return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], extra, *tensor.shape[2:])], dim=1)
     report.mismatched.append(f"{name} {tuple(tensor.shape)} for {tuple(own.shape)}")

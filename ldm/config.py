@@ -63,7 +63,13 @@ NO_EFFECT = {
     "ldm.models.autoencoder.AutoencoderKL": {"monitor", "image_key", "colorize_nlabels"},
     "ldm.models.vq.VQModel": {"monitor", "lossconfig", "image_key", "colorize_nlabels"},
     "ldm.modules.text.FrozenCLIPEmbedder": {"version", "device"},
+    "ldm.data.datamodule.PairDataModule": {"wrap"},
+    "ldm.data.personalized_edit.PersonalizedEdit": {"set", "per_image_tokens"},
+    "ldm.data.personalized.PersonalizedImages": {"set", "per_image_tokens"},
+    "ldm.data.edit_dataset.EditDataset": {"cache_dir"},
 }
+
+EXTRAS = {"bitsandbytes": "adam8bit"}  # packages that an extra of this project installs
 
 
 def load_config(
@@ -166,6 +172,11 @@ def get_class(target: str) -> Any:
     except (ModuleNotFoundError, AttributeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and not module_name.startswith(error.name):
             raise  # the target exists, but something that it needs is not installed
+        if module_name.split(".")[0] in EXTRAS:
+            package = module_name.split(".")[0]
+            raise ImportError(
+                f"'{target}' needs the package {package}: pip install 'instruct2dream[{EXTRAS[package]}]'"
+            ) from error
         raise ValueError(f"target '{target}' does not exist ({error})") from error
 
 
@@ -192,7 +203,11 @@ def instantiate_from_config(node: Any, **extra: Any) -> Any:
         )
     try:
         return factory(**_checked(factory, node["target"], {**params, **extra}))
-    except (TypeError, ArithmeticError, LookupError, AttributeError) as error:  # a value that the class cannot use
+    except (ValueError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # a value that the class cannot use: every library has errors of its own for that
+        if "memory" in str(error):
+            raise
         raise ValueError(f"{node['target']} cannot be built from its params: {_first_line(error)}") from error
 
 

@@ -21,6 +21,7 @@ JOBS = {
     "widen": {"ckpt": STAGE, "output": None, "channels": None},
     "whiten": {"ckpt": STAGE, "output": None, "power": 0.0},
     "follow": {"ckpt": EDITOR, "first_stage": STAGE, "output": None},
+    "without-picture": {"ckpt": EDITOR, "output": None},
     "subject": {"run": None, "subject": "biscuit", "ckpt": EDITOR, "scenes": 200, "seed": 1, "output": None},
     "curves": {"run": None, "output": DATA / "curves.png"},
     "auto-cfg": {"ckpt": EDITOR, "scenes": 200, "seed": 1},
@@ -52,7 +53,8 @@ def parse() -> argparse.Namespace:
             name == "seed" and (value or 0) < 0
         ):
             p.error(f"--{name} must be at least {int(name != 'seed')}")
-    if args.what in ("widen", "whiten", "follow") and (args.output is None or args.output.suffix != ".safetensors"):
+    writes = args.what in ("widen", "whiten", "follow", "without-picture")
+    if writes and (args.output is None or args.output.suffix != ".safetensors"):
         p.error(f"{args.what} needs --output FILE.safetensors")
     if args.what == "widen" and args.channels is None:
         p.error("widen needs --channels N")

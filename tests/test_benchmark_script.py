@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -28,3 +29,18 @@ def test_a_benchmark_takes_only_what_it_uses(monkeypatch, capsys, what, flag, va
         runpy.run_path(str(SCRIPTS / "benchmark.py"), run_name="__main__")
     assert left.value.code == 2
     assert f"{flag} has no effect on {what}" in capsys.readouterr().err
+
+
+def test_a_tiny_edit_is_measured_beside_diffusers_in_every_variant():
+    """No time is judged: every variant is run as often as was asked, and what is compared are equal pictures' costs."""
+    from ldm.evaluation.benchmark import benchmark_edit, report
+
+    results = benchmark_edit("tiny", torch.device("cpu"), rounds=2, pixels=64, steps=2)
+    assert [series.name for series in results] == ["UNet evaluation", "sampler step", "edit of 2 steps"]
+    for series in results:
+        assert {"diffusers fp32", "ours fp32"} <= set(series.seconds)
+        assert all(len(times) == 2 and min(times) > 0 for times in series.seconds.values()), series
+        assert series.ratio("diffusers fp32", "diffusers fp32") == 1
+    told = report(results).splitlines()
+    assert len(told) == 1 + sum(len(series.seconds) for series in results)
+    assert all("x" in line for line in told[1:])

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import Checkpoint, fingerprint, read_checkpoint, save_checkpoint
 from ldm.config import instantiate_from_config
@@ -268,6 +268,15 @@ def errors(model, reference) -> dict[str, float]:
         }
 
 
+def linked(folder, target):
+    """A copy of a diffusers folder that may be changed."""
+    for part in ("unet", "vae", "text_encoder"):
+        (target / part).mkdir(parents=True)
+        for file in (folder / part).glob("*.safetensors"):
+            (target / part / file.name).symlink_to(file)
+    return target
+
+
 def test_diffusers_folder_gives_the_same_model(folder, reference):
     assert read_checkpoint(folder).format == "diffusers"
     assert max(errors(load_model(folder, config(vocabulary=49408)), reference).values()) < 2e-3
@@ -286,11 +295,7 @@ def test_the_loaded_model_is_as_exact_as_its_networks(folder, reference):
 
 def test_diffusers_folder_prefers_the_plain_file(folder, tmp_path, reference):
     """Stable Diffusion's own folder holds half-precision copies and one of raw weights ("non_ema") beside it."""
-    target = tmp_path / "copy"
-    for part in ("unet", "vae", "text_encoder"):
-        (target / part).mkdir(parents=True)
-        for file in (folder / part).glob("*.safetensors"):
-            (target / part / file.name).symlink_to(file)
+    target = linked(folder, tmp_path / "copy")
     unet = target / "unet"
     state = reference[0].state_dict()
     for variant in ("fp16", "bf16", "non_ema", "fp16.non_ema"):
@@ -397,6 +402,12 @@ def test_four_channels_into_eight_adds_zeros_and_says_so(tmp_path, raw):
     assert load_model(tmp_path / "sd.safetensors", config()).state_dict()[FIRST][:, 4:].abs().max() == 0
 
 
+def test_three_channels_into_eight_are_no_beginning_of_an_editor(tmp_path, raw):
+    save_file({**raw, FIRST: raw[FIRST][:, :3].clone()}, tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=r"input_blocks\.0\.0\.weight \(32, 3, 3, 3\) for \(32, 8, 3, 3\)"):
+        load_model(tmp_path / "odd.safetensors", config())
+
+
 def test_eight_channels_into_four_is_an_error(tmp_path, raw):
     save_file(raw, tmp_path / "edit.safetensors")
     with pytest.raises(ValueError, match=r"input_blocks\.0\.0\.weight \(32, 8, 3, 3\) for \(32, 4, 3, 3\)"):
@@ -442,6 +453,36 @@ def test_another_noise_schedule_is_refused(tmp_path, raw):
     save_file(raw | {"alphas_cumprod": alphas_cumprod(steps=500)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="noise schedule"):
         load_model(tmp_path / "x.safetensors", config())
+
+
+def test_a_part_in_several_files_is_read_whole_or_refused(folder, tmp_path, reference):
+    target = linked(folder, tmp_path / "copy")
+    (whole,) = (target / "unet").glob("*.safetensors")
+    tensors = load_file(whole)
+    whole.unlink()
+    names = sorted(tensors)
+    shards = [target / "unet" / f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for shard, part in zip(shards, (names[:99], names[99:]), strict=True):
+        save_file({n: tensors[n] for n in part}, shard)
+    assert max(errors(load_model(target, config(vocabulary=49408)), reference).values()) < 2e-3
+    shards[0].unlink()
+    with pytest.raises(ValueError, match="holds 1 of the 2 files of diffusion_pytorch_model"):
+        read_checkpoint(target)
+
+
+def test_what_a_folders_scheduler_says_of_the_prediction_is_heard(folder, tmp_path):
+    target = linked(folder, tmp_path / "copy")
+    (target / "scheduler").mkdir()
+    said = target / "scheduler" / "scheduler_config.json"
+    said.write_text('{"prediction_type": "epsilon"}')
+    load_model(target, config(vocabulary=49408))
+    said.write_text('{"prediction_type": "v_prediction"}')
+    with pytest.raises(ValueError, match=r"trained with parameterization 'v'.*set model\.params\.parameterization=v"):
+        load_model(target, config(vocabulary=49408))
+    for text in ("[", "[]", '{"prediction_type": "flow"}', '{"prediction_type": []}'):
+        said.write_text(text)
+        with pytest.raises(ValueError, match="does not say what the UNet predicts"):
+            read_checkpoint(target)
 
 
 @pytest.mark.parametrize(("name", "value"), [("scale_factor", 0.5), ("parameterization", "x0")])

@@ -4,6 +4,7 @@ import copy
 import inspect
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from ldm.checkpoint import save_checkpoint
 from ldm.config import ALIASES, NO_EFFECT, anchored, get_class, instantiate_from_config, load_config
@@ -456,6 +458,41 @@ def test_upstream_configs_build_unmodified(tmp_path, name):
     assert model.schedule.alphas_cumprod[-1].item() == pytest.approx(0.0047, abs=1e-4)
     trains = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
     assert trains == ({"model", "cond_stage_model"} if params["cond_stage_trainable"] else {"model"})
+
+
+def test_upstream_data_sections_build_unmodified(tmp_path):
+    """What DreamBooth's and InstructPix2Pix's YAML files say of their data; the folder is told on the command line."""
+    for name in ("photos", "pairs"):
+        (tmp_path / name).mkdir()
+    for name in ("photos/a.png", "photos/b.png", "pairs/0_0.png", "pairs/0_1.png"):
+        Image.new("RGB", (64, 64), "white").save(tmp_path / name)
+    for path, given in (
+        ("ldm.data.personalized.PersonalizedBase", {"data_root": str(tmp_path / "photos"), "class_word": "dog"}),
+        ("ldm.data.personalized_edit.PersonalizedBase", {"data_root": str(tmp_path / "pairs"), "class_word": "dog"}),
+    ):
+        given |= {"source_word": "wolf"} if "edit" in path else {}
+        stream = {"size": 64, "set": "train", "per_image_tokens": False, "repeats": 100, **given}
+        streams = {"train": {"target": path, "params": stream}}
+        streams |= {"reg": {"target": path, "params": {**stream, "reg": True, "repeats": 10}}}
+        node = {"batch_size": 1, "num_workers": 2, "wrap": False, **streams}
+        data = instantiate_from_config({"target": "main.DataModuleFromConfig", "params": node})
+        assert data.streams["instance"].identifier == "sks"
+        assert data.streams["reg"].reg
+        assert len(data.streams["instance"]) == 100 * len(data.streams["instance"].entries)
+    (tmp_path / "pairs" / "metadata.jsonl").write_text(
+        '{"input": "0_0.png", "edited": "0_1.png", "instruction": "go"}\n'
+    )
+    params = {"path": str(tmp_path / "pairs"), "cache_dir": "data/", "min_resize_res": 64, "max_resize_res": 64}
+    triplets = instantiate_from_config(
+        {"target": "edit_dataset.EditDataset", "params": {**params, "crop_res": 64, "flip_prob": 0.5}}
+    )
+    assert triplets.item(0)["text"] == "go"
+
+
+def test_a_package_of_an_extra_is_named_with_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ImportError, match=r"pip install 'instruct2dream\[adam8bit\]'"):
+        get_class("bitsandbytes.optim.AdamW8bit")
 
 
 def test_upstream_scheduler_by_its_old_name():

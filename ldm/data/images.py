@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from ldm.checkpoint import replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+WRITTEN = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "TGA", "JPEG2000")  # hold any size, in colour
 MAX_PIXELS = 200_000_000  # more is taken for a mistake, or for an attack by a small file that unpacks to gigabytes
 MAX_ASPECT = 8.0
 LANCZOS = Image.Resampling.LANCZOS
@@ -134,7 +135,7 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def picture_format(path: str | Path) -> str:
     """Return Pillow's name of the format that a path's ending asks for. Raises ValueError if it cannot be written."""
     kind = Image.registered_extensions().get(Path(path).suffix.lower())  # loads all formats
-    if kind not in Image.SAVE:
+    if kind not in WRITTEN or kind not in Image.SAVE:
         raise ValueError(f"cannot save '{path}': end its name in .png (keeps the recipe), .jpg or .webp")
     return kind
 
@@ -149,15 +150,15 @@ def save_image(image: Image.Image, path: str | Path, text: dict[str, str] | None
     if kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         for key, value in (text or {}).items():
-            options["pnginfo"].add_itxt(key, value)
+            options["pnginfo"].add_itxt(key, value.encode("utf-8", "backslashreplace").decode())
     elif kind in ("JPEG", "WEBP"):
         options["quality"] = 95
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             image.save(temporary, format=kind, **options)
-    except OSError as error:
-        raise ValueError(f"cannot write '{path}' ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot write '{path}' ({getattr(error, 'strerror', None) or error})") from error
 
 
 def check_writable(path: str | Path) -> None:

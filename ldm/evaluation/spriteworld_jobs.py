@@ -54,6 +54,7 @@ def run(args: Namespace, data: Path) -> Any:
         "widen": lambda: widen_first_stage(args.ckpt, args.output, args.channels),
         "whiten": lambda: whiten_first_stage(args.ckpt, args.output, args.power),
         "follow": lambda: follow_first_stage(args.ckpt, args.first_stage, args.output),
+        "without-picture": lambda: editor_without_picture(args.ckpt, args.output),
         "subject": compared,
         "curves": lambda: draw_curves(args.run, args.output),
         "auto-cfg": lambda: measure_auto_cfg(args.ckpt, data, args.scenes, args.seed),
@@ -184,6 +185,23 @@ def follow_first_stage(ckpt: Path, first_stage: Path, output: Path, n: int = 200
     described = {"config": OmegaConf.to_container(config, resolve=True)}
     save_checkpoint(output, published(model), {**checkpoint.metadata, **described})
     return f"{output}: {known:.1%} of the old latents' variance is in the new ones, {found:.1%} of the new in the old"
+
+
+def editor_without_picture(ckpt: Path, output: Path) -> Path:
+    """Write an editor's network without its channels for the input picture: weights to train text to image from. It
+    computes what the editor does where the picture is dropped. Returns its path. Raises ValueError for no editor."""
+    checkpoint = read_checkpoint(ckpt)
+    config, model = config_for(checkpoint), load_model(checkpoint)
+    if not model.has_picture_input:
+        raise ValueError(f"'{ckpt}' has no input picture to leave out; an editor is expected")
+    check_writable(output)
+    state, first = published(model), f"{UNET}input_blocks.0.0.weight"
+    state[first] = state[first][:, : model.latent_channels].contiguous()
+    OmegaConf.update(config, "model.params.conditioning_key", "crossattn")
+    OmegaConf.update(config, "model.params.unet_config.params.in_channels", model.latent_channels)
+    kept = {name: value for name, value in checkpoint.metadata.items() if name != "edit_defaults"}
+    save_checkpoint(output, state, {**kept, "config": OmegaConf.to_container(config, resolve=True)})
+    return output
 
 
 def _varied(n: int) -> torch.Tensor:

@@ -104,6 +104,9 @@ def plan_job(
     photos = find_photos(patterns)
     if any(not text.strip() for text in instructions):
         raise ValueError("the instruction is empty; say what to change, like --edit 'make it night'")
+    for text in instructions:
+        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise ValueError(f"the instruction {text!a} is no UTF-8 text")
     if num_samples < 1 or batch_size < 1:
         raise ValueError("--num-samples and --batch-size must be at least 1")
     _check_effects(settings, batch_size, len(photos) * len(instructions) * num_samples, bool(sweep or auto_cfg))

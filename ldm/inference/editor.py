@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 BEST_SPACING = {"dpmpp_2m": "karras", "dpmpp_2m_sde": "karras", "heun": "karras", "unipc": "karras"}
 
 MAX_RESOLUTION = 16384  # pixels; far beyond what any memory edits at, and Pillow fills the memory far above it
+MAX_STEPS = 10_000
 
 
 def checked_defaults(plain: Any, recommended: Any, name: str) -> dict[str, Any]:
@@ -42,6 +43,18 @@ def checked_defaults(plain: Any, recommended: Any, name: str) -> dict[str, Any]:
         if key not in type(plain).__dataclass_fields__ or own is None or not fits:
             raise ValueError(f"the checkpoint's {name} hold {key}: {value!r}, which is no such setting"[:200])
     return recommended
+
+
+def check_steps(steps: int) -> None:
+    """Raise ValueError for a number of sampling steps that makes no sense."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise ValueError(f"steps is {steps}; 1 to {MAX_STEPS} are possible")
+
+
+def not_finite(precision: str) -> str:
+    """Say that a result is not finite in a precision, and what to do."""
+    advice = "the weights may be damaged" if precision == "fp32" else "use --precision fp32 (or bf16 on a newer GPU)"
+    return f"is not finite in {precision}; {advice}"
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,7 @@ class EditSettings:
     def checked(self) -> EditSettings:
         """Return the settings with "auto" resolved; raise ValueError for what makes no sense."""
         get_sampler(self.sampler)
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; at least 1 is needed")
+        check_steps(self.steps)
         if not 16 <= self.resolution <= MAX_RESOLUTION:
             raise ValueError(f"resolution is {self.resolution} pixels; 16 to {MAX_RESOLUTION} are possible")
         for name in ("text_scale", "image_scale"):
@@ -226,9 +238,7 @@ class ImageEditor:
         z = get_sampler(settings.sampler)(denoise, noise() * sigmas[0], sigmas, noise, callback)
         edited = self.model.decode_first_stage(z).float()
         if not edited.isfinite().all():
-            raise FloatingPointError(
-                f"the edit is not finite in {self.precision}; use --precision fp32 (or bf16 on a newer GPU)"
-            )
+            raise FloatingPointError(f"the edit {not_finite(self.precision)}")
         return edited
 
 

@@ -16,7 +16,7 @@ from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import GuidedDenoiser
 from ldm.diffusion.samplers import get_sampler, noise_source
 from ldm.diffusion.schedule import SPACINGS, make_sigmas
-from ldm.inference.editor import BEST_SPACING, MAX_RESOLUTION, checked_defaults
+from ldm.inference.editor import BEST_SPACING, MAX_RESOLUTION, check_steps, checked_defaults, not_finite
 from ldm.inference.recipe import told_of
 from ldm.models.build import load_for_use
 
@@ -47,8 +47,7 @@ class TextSettings:
     def checked(self, grid: int) -> TextSettings:
         """Return the settings with "auto" resolved; raise ValueError for what makes no sense."""
         get_sampler(self.sampler)
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; at least 1 is needed")
+        check_steps(self.steps)
         if not 0 <= self.scale <= 100:
             raise ValueError(f"scale is {self.scale}; 0 to 100 is expected")
         for name in ("width", "height"):
@@ -132,5 +131,5 @@ class ImageGenerator:
         z = get_sampler(settings.sampler)(denoise, noise() * sigmas[0], sigmas, noise, callback)
         pictures = model.decode_first_stage(z).float()
         if not pictures.isfinite().all():
-            raise FloatingPointError(f"the picture is not finite in {self.precision}; use --precision fp32 (or bf16)")
+            raise FloatingPointError(f"the picture {not_finite(self.precision)}")
         return to_images(pictures)

@@ -77,5 +77,5 @@ def read_recipe(path: str | Path) -> dict:
         raise ValueError(f"'{path}' carries no recipe (only PNG files written by this project do)")
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the recipe inside '{path}' is damaged ({error})") from error

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ldm.checkpoint import Checkpoint, read_checkpoint
-from ldm.config import instantiate_from_config, load_config, resolve_alias
+from ldm.config import instantiate_from_config, load_config, nearest, resolve_alias
 from ldm.diffusers_format import FIRST_STAGE, UNET
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.inspect import without_checkpoints
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "stable-diffusion"
 PACK_FROM = 10_000_000  # parameters; in smaller networks a packed operator costs more than it saves (5 x at 4 million)
+SECTIONS = ("model", "data", "dataset", "training", "lightning")  # of a config; upstream's last one has no effect here
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -91,8 +93,13 @@ def config_for(checkpoint: Checkpoint) -> Any:
     if carried:
         if not isinstance(carried, Mapping):
             raise ValueError(f"the config inside '{checkpoint.path}' is no mapping; name one (--config)")
-        _check_carried(carried)
-        return OmegaConf.create(carried)
+        try:
+            _check_carried(carried)
+            return OmegaConf.create(carried)
+        except (RecursionError, OmegaConfBaseException) as error:
+            raise ValueError(
+                f"the config inside '{checkpoint.path}' cannot be read ({type(error).__name__})"
+            ) from error
     _check_more_than_first_stage(checkpoint)
     first = checkpoint.tensors.get(f"{UNET}input_blocks.0.0.weight")
     names = {4: "v1-inference.yaml", 8: "v1-edit.yaml"}
@@ -204,9 +211,14 @@ def load_model(
     config = config_for(checkpoint) if config is None else config
     if "model" not in config:
         raise ValueError(f"the config has no 'model' section; its keys: {', '.join(map(str, config))}")
+    for key in config:
+        if key not in SECTIONS:
+            raise ValueError(f"the config has an unknown section '{key}'{nearest(str(key), list(SECTIONS))}")
     _check_whole(checkpoint, config["model"])
     with torch.device("meta"):
         model = instantiate_from_config(without_checkpoints(config["model"]), use_ema=False)
+    if not hasattr(model, "load_checkpoint"):
+        raise ValueError(f"the config's model is a {type(model).__name__}; a LatentDiffusion is expected")
     report = model.load_checkpoint(checkpoint, weights, dtype_of(precision))
     logger.log(logging.WARNING if report.unexpected else logging.INFO, report.summary())
     if vae_ckpt is not None:

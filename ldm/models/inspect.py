@@ -36,7 +36,7 @@ def describe(checkpoint: Checkpoint) -> str:
     lines += [f"  {key}: {checkpoint.metadata[key]}" for key in _SHOWN if key in checkpoint.metadata]
     recipe = checkpoint.metadata.get("recipe")
     if isinstance(recipe, dict):
-        lines += [f"  {key}: {recipe[key]}" for key in recipe]
+        lines += [" ".join(f"  {key}: {recipe[key]}".split("\n")) for key in recipe]
     lines.append(f"  carries its config: {'yes' if 'config' in checkpoint.metadata else 'no'}")
     return "\n".join(lines)
 
@@ -48,9 +48,13 @@ def fits(checkpoint: Checkpoint, config: Path) -> tuple[bool, str] | None:
     if model is None:
         return None
     try:
+        if hasattr(model, "check_meaning"):
+            model.check_meaning(checkpoint)
         report = _held_against(model, checkpoint)
     except ValueError as error:
         return False, str(error)
+    if not report.loaded:
+        return False, "no tensor of the file has a place in it"
     counts = {title: getattr(report, title) for title in ("missing", "mismatched")}
     found = [f"{len(names)} {title} (like {sorted(names)[0]})" for title, names in counts.items() if names]
     if found:
@@ -84,6 +88,8 @@ def _structure(config: Path) -> nn.Module | None:
         return None
     with torch.device("meta"):
         model = instantiate_from_config(without_checkpoints(node), use_ema=False)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"'{config}': model.target '{node['target']}' builds no network")
     if not hasattr(model, "first_stage_model"):  # a first stage alone: hold it under its published name
         model, first_stage = nn.Module(), model
         model.first_stage_model = first_stage

@@ -112,6 +112,9 @@ class LatentDiffusion(pl.LightningModule):
         self.model = DiffusionWrapper(instantiate_from_config(unet_config), conditioning_key)
         self.first_stage_model = instantiate_from_config(first_stage_config).requires_grad_(False)
         self.cond_stage_model = instantiate_from_config(cond_stage_config).requires_grad_(cond_stage_trainable)
+        if not any(True for _ in self.cond_stage_model.parameters()):
+            kind = type(self.cond_stage_model).__name__
+            raise ValueError(f"cond_stage_config builds a {kind}, which has no weights: a text encoder is expected")
         self.model.requires_grad_(unet_trainable)
         self.learning_rate, self.optimizer_config, self.scheduler_config = (
             learning_rate,
@@ -157,17 +160,20 @@ class LatentDiffusion(pl.LightningModule):
         A file that carries a noise schedule other than this model's is refused (ValueError).
         """
         checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+        self.check_meaning(checkpoint)
+        return load_into(self, checkpoint, weights, dtype_of)
+
+    def check_meaning(self, checkpoint: Checkpoint) -> None:
+        """Refuse (ValueError) weights that say themselves that they mean another noise schedule, another prediction or
+        another scale of the latents than this model's."""
         theirs, ours = checkpoint.tensors.get("alphas_cumprod"), self.schedule.alphas_cumprod
         if theirs is not None and (theirs.shape != ours.shape or (theirs.float() - ours).abs().max() > 1e-3):
             raise ValueError(f"'{checkpoint.path}' has another noise schedule than the config (alphas_cumprod)")
-        self._check_carried(checkpoint)
-        return load_into(self, checkpoint, weights, dtype_of)
-
-    def _check_carried(self, checkpoint: Checkpoint) -> None:
-        """Refuse weights that say themselves that they mean another prediction or another scale of the latents."""
         config = checkpoint.metadata.get("config")
         node = config.get("model") if isinstance(config, dict) else None
         params = node.get("params") if isinstance(node, dict) else None
+        if checkpoint.format == "diffusers":  # its scheduler's config
+            params = checkpoint.metadata
         for name in ("parameterization", "scale_factor") if isinstance(params, dict) else ():
             theirs, ours = params.get(name), getattr(self, name)
             if theirs is not None and theirs != ours:

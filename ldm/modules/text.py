@@ -100,6 +100,8 @@ class FrozenCLIPEmbedder(nn.Module):
         if unknown:
             raise ValueError(f"unknown text_config field(s) {sorted(unknown)}; known: {', '.join(CLIP_VIT_L_14)}")
         self.max_length = min(max_length, fields["max_position_embeddings"])
+        if self.max_length < 3:
+            raise ValueError(f"a text of {self.max_length} tokens has no room between its start and its end")
         rows = fields["vocab_size"]
         special = {"bos_token_id": min(START, rows - 2), "eos_token_id": min(END, rows - 1)}
         config = CLIPTextConfig(**fields, **special, attn_implementation="sdpa")

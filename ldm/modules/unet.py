@@ -173,6 +173,8 @@ class UNetModel(nn.Module):
             raise ValueError("use_spatial_transformer: false is not supported; every published editing UNet uses it")
         if (num_heads == -1) == (num_head_channels == -1):
             raise ValueError("give exactly one of num_heads and num_head_channels")
+        if max(num_heads, num_head_channels) < 1:
+            raise ValueError(f"num_heads {num_heads} and num_head_channels {num_head_channels}: 1 or more is expected")
         widths = [model_channels * m for m in channel_mult]
         if any(w % 32 for w in widths):
             raise ValueError(f"channel widths {widths} must be multiples of 32 (group normalisation)")

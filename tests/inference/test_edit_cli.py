@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ldm import cli
 from ldm.checkpoint import save_checkpoint
-from ldm.inference.recipe import read_recipe
+from ldm.inference.recipe import KEY, read_recipe
 from tests.conftest import build_tiny, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,6 +233,9 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
     (folder / "text.png").write_text("no picture")
     (folder / "zero.png").write_bytes(b"")
     (folder / "hollow").mkdir()
+    deep = PngImagePlugin.PngInfo()
+    deep.add_itxt(KEY, "[" * 100_000)
+    Image.new("RGB", (8, 8)).save(folder / "deep.png", pnginfo=deep)
     out = ["--output", folder / "out"]
     one = ["--input", source, "--edit", "go"]
     return {
@@ -243,6 +246,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
         "glob without a match": (["--input", folder / "*.webp", "--edit", "go", *out], "webp"),
         "hollow folder": (["--input", folder / "hollow", "--edit", "go", *out], "hollow"),
         "no steps": ([*one, *out, "--steps", 0], "steps is 0"),
+        "steps without end": ([*one, *out, "--steps", 3 * 10**18], "1 to 10000 are possible"),
+        "instruction of bytes": (["--input", source, "--edit", "go \udcff", *out], "no UTF-8 text"),
         "unknown sampler": ([*one, *out, "--sampler", "plms"], "plms"),
         "unknown spacing": ([*one, *out, "--spacing", "even"], "even"),
         "unknown precision": ([*one, *out, "--precision", "int8"], "int8"),
@@ -271,6 +276,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
         ),
         "not to be written": ([*one, "--output", folder / "text.png" / "x.png"], "cannot write"),
         "no picture's name": ([*one, "--output", folder / "x.docx"], ".png"),
+        "an icon's name": ([*one, "--output", folder / "x.ico"], ".png"),
         "mask of another size": ([*one, *out, "--mask", folder / "small.png"], "20 x 20"),
         "black mask": ([*one, *out, "--mask", folder / "black.png"], "no light part"),
         "absent mask": ([*one, *out, "--mask", folder / "gone.png"], "gone.png"),
@@ -287,6 +293,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
         "far too large": ([*one, *out, "--resolution", 10_000_000], "resolution is 10000000"),
         "recipe of nothing": (["--show-recipe", folder / "gone.png"], "gone.png"),
         "recipe of a plain picture": (["--show-recipe", source], "no recipe"),
+        "recipe of brackets": (["--show-recipe", folder / "deep.png"], "damaged"),
         "recipe of no picture": (["--show-recipe", folder / "text.png"], "text.png"),
     }
 
@@ -374,7 +381,13 @@ def test_checkpoints_that_do_not_fit(edit, tmp_path):
 
 WRONG_KEYS = {
     "section": (lambda c: c.update(modle=c.pop("model")), "model"),
+    "section beside": (lambda c: c.update(trainnig={}), "did you mean 'training'"),
     "model": (lambda c: c["model"]["params"].update(timestep=5), "timestep"),
+    "no model": (lambda c: c.update(model={"target": "torch.nn.Identity"}), "a LatentDiffusion is expected"),
+    "a text encoder that is none": (
+        lambda c: c["model"]["params"].update(cond_stage_config={"target": "torch.nn.Identity"}),
+        "a text encoder is expected",
+    ),
     "unet": (lambda c: c["model"]["params"]["unet_config"]["params"].update(chanels=5), "chanels"),
     "ddconfig": (lambda c: c["model"]["params"]["first_stage_config"]["params"]["ddconfig"].update(chs=5), "chs"),
     "no ch_mult": (
@@ -402,6 +415,13 @@ def test_wrong_configs_give_one_line_and_exit_2(edit, tmp_path, name):
     line = failed(result)
     assert any(word in line for word in said.split("|")), line
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_photo_whose_name_is_no_text_is_edited_and_its_recipe_read(edit, tmp_path):
+    source = photo(tmp_path / "a.png").rename(tmp_path / "n\udcff.png")
+    code, _, err = edit("--input", source, "--edit", "go", "--output", tmp_path / "x.png", "--steps", 1)
+    assert (code, err) == (0, "")
+    assert "n\\udcff.png" in read_recipe(tmp_path / "x.png")["input"]
 
 
 def test_a_full_disk_gives_one_line_and_leaves_nothing(edit, tmp_path, monkeypatch):

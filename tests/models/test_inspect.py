@@ -1,5 +1,9 @@
 """What a checkpoint is said to hold, and which configs it is said to fit."""
 
+import runpy
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -11,6 +15,8 @@ from ldm.diffusers_format import UNET
 from ldm.models.inspect import describe, fits, misfits
 from ldm.modules.ema import ema_name
 from tests.conftest import tiny_config
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "inspect_checkpoint.py"
 
 
 def written(path, content):
@@ -82,11 +88,63 @@ def test_half_of_the_averages_do_not_fit(tmp_path, tiny_model, share, fine):
     assert all(line.startswith("missing model_ema.diffusion_model") for line in lost)
 
 
+def test_weights_that_mean_something_else_do_not_fit(tmp_path, tiny_model):
+    own = written(tmp_path / "own.yaml", tiny_config())
+    carried = tiny_config()
+    carried["model"]["params"]["parameterization"] = "v"
+    save_checkpoint(tmp_path / "v.safetensors", tiny_model.state_dict(), {"config": carried})
+    fine, why = fits(read_checkpoint(tmp_path / "v.safetensors"), own)
+    assert not fine
+    assert "parameterization 'v'" in why
+    other = torch.linspace(0.99, 0.1, 1000)
+    save_checkpoint(tmp_path / "abar.safetensors", {**tiny_model.state_dict(), "alphas_cumprod": other}, {})
+    fine, why = fits(read_checkpoint(tmp_path / "abar.safetensors"), own)
+    assert not fine
+    assert "noise schedule" in why
+    nothing = written(tmp_path / "nothing.yaml", {"model": {"target": "torch.nn.Identity"}})
+    assert fits(read_checkpoint(tmp_path / "v.safetensors"), nothing) == (
+        False,
+        "no tensor of the file has a place in it",
+    )
+
+
+def test_the_command_says_what_a_file_holds_and_what_it_fits(tmp_path, tiny_ckpt, monkeypatch, capsys):
+    own = written(tmp_path / "own.yaml", tiny_config())
+    wide = tiny_config()
+    wide["model"]["params"]["unet_config"]["params"]["model_channels"] = 64
+    wide = written(tmp_path / "wide.yaml", wide)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inspect_checkpoint.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return left.value.code, *capsys.readouterr()
+
+    code, out, _ = run(tiny_ckpt, "--configs", own, wide)
+    assert code == 0
+    assert "UNet input channels: 8" in out
+    assert f"  fits {own}\n" in out
+    assert f"  does not fit {wide}: " in out
+    keys = run(tiny_ckpt, "--configs", own, wide, "--keys")[1].splitlines()
+    assert "    mismatched model.diffusion_model.out.2.weight" in "\n".join(keys)
+    assert keys.index(f"  fits {own}") == next(i for i, line in enumerate(keys) if "does not fit" in line) - 1
+    code, out, err = run(tmp_path / "gone.ckpt")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "gone.ckpt" in err
+
+
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("unet_config.params.num_heads", 0, "ZeroDivisionError"),
+        ("unet_config.params.num_heads", 0, "num_heads 0"),
+        ("unet_config.params.num_heads", -4, "num_heads -4"),
+        ("unet_config.params.model_channels", -96, "negative dimension"),
+        ("first_stage_config.params.ddconfig.z_channels", -1, "negative dimension"),
         ("cond_stage_config.params.text_config.hidden_act", "foo", "foo"),
+        ("cond_stage_config.params.text_config.hidden_size", "abc", "hidden_size"),
+        ("cond_stage_config.params.max_length", 1, "a text of 1 tokens"),
     ],
 )
 def test_values_that_no_network_can_have_are_one_line(path, value, says):

@@ -191,3 +191,20 @@ def test_the_commands_write_weights_that_load(tmp_path):
     )
     assert model.scale_factor == pytest.approx(jobs.latent_scale(white), abs=1e-5)
     assert read_checkpoint(editor).metadata["edit_defaults"]
+
+
+def test_an_editor_without_its_picture_computes_what_it_does_where_the_picture_is_dropped(tmp_path):
+    path = jobs.editor_without_picture(EDITOR, tmp_path / "text.safetensors")
+    editor, text = load_model(EDITOR), load_model(path)
+    assert not text.has_picture_input
+    assert "edit_defaults" not in read_checkpoint(path).metadata
+    z, t = torch.randn(2, editor.latent_channels, 8, 8), torch.tensor([900, 20])
+    with torch.no_grad():
+        states = editor.get_learned_conditioning(["a dog on the beach", ""])
+        dropped = editor.apply_model(z, t, Conditioning(states, torch.zeros_like(z)))
+        seen = editor.apply_model(z, t, Conditioning(states, torch.randn_like(z)))
+        bare = text.apply_model(z, t, Conditioning(text.get_learned_conditioning(["a dog on the beach", ""]), None))
+    assert (bare - dropped).abs().max() < 1e-4
+    assert (seen - dropped).abs().max() > 0.1
+    with pytest.raises(ValueError, match="an editor is expected"):
+        jobs.editor_without_picture(path, tmp_path / "again.safetensors")
