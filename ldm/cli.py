@@ -35,6 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int | None], name: str) -> None:
     """Call ``main`` and leave with its exit code: 0 done, 2 for a mistake that the message explains, 130 on Ctrl-C."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
     for noisy in (
         "transformers",

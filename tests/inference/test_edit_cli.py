@@ -421,7 +421,10 @@ def test_a_photo_whose_name_is_no_text_is_edited_and_its_recipe_read(edit, tmp_p
     source = photo(tmp_path / "a.png").rename(tmp_path / "n\udcff.png")
     code, _, err = edit("--input", source, "--edit", "go", "--output", tmp_path / "x.png", "--steps", 1)
     assert (code, err) == (0, "")
-    assert "n\\udcff.png" in read_recipe(tmp_path / "x.png")["input"]
+    assert Path(read_recipe(tmp_path / "x.png")["input"]).name == "n\udcff.png"
+    code, out, _ = edit("--show-recipe", tmp_path / "x.png", ckpt=None, small=False)
+    assert code == 0
+    assert "n\\udcff.png" in out
 
 
 def test_a_full_disk_gives_one_line_and_leaves_nothing(edit, tmp_path, monkeypatch):
