@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Train everything in data/spriteworld again: first stage, recognisers, text to image, editor. Each stage goes on where
 # it was stopped; finished stages are left alone. On a GPU it takes minutes, on two CPU cores a night. STEPS_FIRST_STAGE,
-# STEPS_WINDOWS, STEPS_TEXT and STEPS_EDIT make it shorter.
+# STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT and STEPS_EDIT make it shorter; key.sub=value arguments go to every stage,
+# such as training.precision=bf16 or data.params.train.params.length=2000.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
 python=.venv/bin/python
 data=data/spriteworld
 runs=logs/spriteworld
+given=("$@")
 mkdir -p "$runs"
 
 # run_of NAME-STEPS: the newest run folder of that name, or nothing.
@@ -25,7 +27,8 @@ stage() {
   elif [ -n "$run" ] && [ -f "$run/checkpoints/last.ckpt" ]; then
     "$python" scripts/train.py --logs "$runs" --resume "$run"
   else
-    "$python" scripts/train.py "$config" "training.max_steps=$steps" "$@" --logs "$runs" --name "$name"
+    "$python" scripts/train.py "$config" "training.max_steps=$steps" "$@" ${given[@]+"${given[@]}"} \
+      --logs "$runs" --name "$name"
   fi
   run="$(run_of "$name")"
   cp "$run/checkpoints/step=$steps.safetensors" "$weights.tmp"
@@ -53,7 +56,7 @@ scale="$("$python" scripts/spriteworld.py scale)"
 sed -i "s/scale_factor: [0-9.]*/scale_factor: $scale/" configs/spriteworld/model.yaml
 # the recognisers are trained through the first stage, too
 if [ ! -f "$data/recogniser-grey.safetensors" ] || ! cmp -s "$data/first-stage.safetensors" "$runs/recognised-by"; then
-  "$python" scripts/spriteworld.py recogniser
+  "$python" scripts/spriteworld.py recogniser --steps "${STEPS_RECOGNISER:-1200}"
   cp "$data/first-stage.safetensors" "$runs/recognised-by"
 fi
 stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-4000}" "$data/text-to-image.safetensors"

@@ -41,9 +41,9 @@ def fresh(tmp_path):
     return tmp_path
 
 
-def run(folder, **env):
+def run(folder, *overrides, **env):
     (folder / "calls").unlink(missing_ok=True)
-    command = ["bash", str(folder / "scripts/train_spriteworld.sh")]
+    command = ["bash", str(folder / "scripts/train_spriteworld.sh"), *overrides]
     done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True)
     return done, (folder / "calls").read_text().splitlines()
 
@@ -79,3 +79,15 @@ def test_a_stopped_stage_is_resumed_and_another_number_of_steps_is_another_run(f
     assert "scripts/train.py --logs logs/spriteworld --resume logs/spriteworld/1_text-to-image-7" in calls
     _, calls = run(fresh, STEPS_TEXT="9")
     assert [call for call in calls if "train.py configs/spriteworld/text-to-image.yaml training.max_steps=9" in call]
+
+
+def test_overrides_go_to_every_stage_after_its_own(fresh):
+    done, calls = run(fresh, "training.precision=bf16", "data.params.train.params.seed=77", STEPS_RECOGNISER="5")
+    assert done.returncode == 0, done.stderr
+    trained = [call.split() for call in calls if call.startswith("scripts/train.py")]
+    assert len(trained) == 6
+    for words in trained:
+        assert "training.precision=bf16" in words
+        seeds = [word for word in words if "train.params.seed=" in word]
+        assert seeds[-1] == "data.params.train.params.seed=77"
+    assert "scripts/spriteworld.py recogniser --steps 5" in calls
