@@ -15,12 +15,18 @@ mkdir -p "$runs"
 # run_of NAME-STEPS: the newest run folder of that name, or nothing.
 run_of() { find "$runs" -maxdepth 1 -name "*_$1" | sort | tail -n 1; }
 
-# stage NAME CONFIG STEPS WEIGHTS [override ...]: train, or resume, then put the weights in their place. A run of
-# another number of steps is another run.
+# stage NAME CONFIG STEPS WEIGHTS PARENT [override ...]: train, or resume, then put the weights in their place. A run of
+# another number of steps, from other weights (PARENT, or "") or with other overrides is another run; the one before is
+# put aside as RUN.before-TIME.
 stage() {
-  local name="$1-$3" config="$2" steps="$3" weights="$4"
-  shift 4
-  local run
+  local name="$1-$3" config="$2" steps="$3" weights="$4" parent="$5"
+  shift 5
+  local run origin
+  origin="$({ [ -z "$parent" ] || cat "$parent"; printf '%s\n' "$@" ${given[@]+"${given[@]}"}; } | sha256sum | cut -c 1-16)"
+  if [ "$(cat "$runs/$name.origin" 2> /dev/null)" != "$origin" ]; then
+    find "$runs" -maxdepth 1 -name "*_$name" -exec mv {} "{}.before-$(date +%s%N)" \;
+    echo "$origin" > "$runs/$name.origin"
+  fi
   run="$(run_of "$name")"
   if [ -n "$run" ] && [ -f "$run/checkpoints/step=$steps.safetensors" ]; then
     echo "train_spriteworld: $name is done ($run)"
@@ -42,13 +48,14 @@ plain=(model.params.lossconfig.params.whiten=0 model.params.lossconfig.params.kl
   data.params.train.params.low_contrast=1 data.params.train.params.any_coat=0.5 data.params.train.params.seed=1)
 windows="${STEPS_WINDOWS:-2600}"
 from=model.params.ckpt_path
-stage first-stage-plain "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/plain.safetensors" "${plain[@]}"
+stage first-stage-plain "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/plain.safetensors" "" "${plain[@]}"
 "$python" scripts/spriteworld.py whiten --ckpt "$runs/plain.safetensors" --output "$runs/white.safetensors"
-stage first-stage-32 "$first" "$windows" "$runs/windows-32.safetensors" "$from=$runs/white.safetensors" \
-  data.params.batch_size=32 data.params.train.params.crop=32 data.params.train.params.seed=11
-stage first-stage-48 "$first" "$windows" "$runs/windows-48.safetensors" "$from=$runs/windows-32.safetensors" \
-  data.params.batch_size=24 data.params.train.params.crop=48 data.params.train.params.seed=12
-stage first-stage "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/whole.safetensors" "$from=$runs/windows-48.safetensors"
+stage first-stage-32 "$first" "$windows" "$runs/windows-32.safetensors" "$runs/white.safetensors" \
+  "$from=$runs/white.safetensors" data.params.batch_size=32 data.params.train.params.crop=32 data.params.train.params.seed=11
+stage first-stage-48 "$first" "$windows" "$runs/windows-48.safetensors" "$runs/windows-32.safetensors" \
+  "$from=$runs/windows-32.safetensors" data.params.batch_size=24 data.params.train.params.crop=48 data.params.train.params.seed=12
+stage first-stage "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/whole.safetensors" "$runs/windows-48.safetensors" \
+  "$from=$runs/windows-48.safetensors"
 "$python" scripts/spriteworld.py whiten --ckpt "$runs/whole.safetensors" --output "$data/first-stage.safetensors" \
   --power 0.8
 # the scale of these latents: every config that starts from these weights reads it
@@ -59,7 +66,9 @@ if [ ! -f "$data/recogniser-grey.safetensors" ] || ! cmp -s "$data/first-stage.s
   "$python" scripts/spriteworld.py recogniser --steps "${STEPS_RECOGNISER:-1200}"
   cp "$data/first-stage.safetensors" "$runs/recognised-by"
 fi
-stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-4000}" "$data/text-to-image.safetensors"
-stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-14000}" "$data/editor.safetensors"
+stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-4000}" "$data/text-to-image.safetensors" \
+  "$data/first-stage.safetensors"
+stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-14000}" "$data/editor.safetensors" \
+  "$data/text-to-image.safetensors"
 "$python" scripts/spriteworld.py photos > /dev/null
 "$python" scripts/spriteworld.py measure --output "$data/measures"

@@ -21,7 +21,7 @@ esac
 if [ "$2" = --logs ]; then run="$5"; name="${run##*_}"; else name="${@: -1}"; run="logs/spriteworld/1_$name"; fi
 mkdir -p "$run/checkpoints"
 [ "$name" = "${STOP:-}" ] && touch "$run/checkpoints/last.ckpt" && exit 143
-echo "$name" > "$run/checkpoints/step=${name##*-}.safetensors"
+echo "$name $RANDOM$RANDOM" > "$run/checkpoints/step=${name##*-}.safetensors"
 """
 
 SCALE = "scale_factor"
@@ -91,3 +91,16 @@ def test_overrides_go_to_every_stage_after_its_own(fresh):
         seeds = [word for word in words if "train.params.seed=" in word]
         assert seeds[-1] == "data.params.train.params.seed=77"
     assert "scripts/spriteworld.py recogniser --steps 5" in calls
+
+
+def test_what_follows_a_stage_that_was_trained_anew_is_trained_anew(fresh):
+    def trained(calls):
+        return [call.split()[1].split("/")[-1] for call in calls if call.startswith("scripts/train.py")]
+
+    assert run(fresh, STEPS_FIRST_STAGE="10")[0].returncode == 0
+    done, calls = run(fresh)  # the whole length after a trial
+    assert done.returncode == 0, done.stderr
+    assert trained(calls) == ["first-stage.yaml"] * 4 + ["text-to-image.yaml", "instruct-pix2pix.yaml"]
+    assert trained(run(fresh)[1]) == []
+    assert trained(run(fresh, STEPS_TEXT="9")[1]) == ["text-to-image.yaml", "instruct-pix2pix.yaml"]
+    assert trained(run(fresh, "training.precision=bf16", STEPS_TEXT="9")[1])[-1] == "instruct-pix2pix.yaml"
