@@ -172,8 +172,8 @@ def get_class(target: str) -> Any:
     except (ModuleNotFoundError, AttributeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and not module_name.startswith(error.name):
             raise  # the target exists, but something that it needs is not installed
-        if module_name.split(".")[0] in EXTRAS:
-            package = module_name.split(".")[0]
+        package = module_name.split(".")[0]
+        if package in EXTRAS:
             raise ImportError(
                 f"'{target}' needs the package {package}: pip install 'instruct2dream[{EXTRAS[package]}]'"
             ) from error

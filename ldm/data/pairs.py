@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ def find_pairs(folder: str | Path) -> list[Pair]:
     if not pairs:
         raise FileNotFoundError(f"'{folder}' holds no pairs; <id>_0.png (input) and <id>_1.png (edited) are expected")
     return sorted(pairs, key=lambda pair: _natural(pair.id))
+
+
+def swaps(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs that ask for no other edit than the subject; all of them where each has its own sentence."""
+    return [pair for pair in pairs if pair.instruction is None] or list(pairs)
 
 
 def loose_pictures(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:

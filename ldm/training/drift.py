@@ -27,6 +27,7 @@ from ldm.checkpoint import replacing
 from ldm.data import instructions as words
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_images
+from ldm.data.pairs import swaps
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.training.callbacks import looking
 
@@ -180,8 +181,8 @@ class DriftMonitor(Monitor):
         self.settings = EditSettings(**(settings or {})).checked()
         self._plain_begun = 0.0
         subject, reg = streams["instance"], streams["reg"]
-        self.input, self.photo, chosen = _some(subject, _swaps(subject.held_out) or _swaps(subject.entries), pairs)
-        self.reg_input, self.reg_answer, reg_chosen = _some(reg, _swaps(reg.entries), pairs)
+        self.input, self.photo, chosen = _some(subject, swaps(subject.held_out) or swaps(subject.entries), pairs)
+        self.reg_input, self.reg_answer, reg_chosen = _some(reg, swaps(reg.entries), pairs)
         self.told, self.plain = ([_told(subject, pair, name) for pair in chosen] for name in (subject.identifier, ""))
         self.telling = [i for i, (a, b) in enumerate(zip(self.told, self.plain, strict=True)) if a != b]
         if not self.telling:
@@ -245,11 +246,6 @@ def _some(stream: Any, entries: list[Any], n: int) -> tuple[torch.Tensor, torch.
     chosen = [entries[i * len(entries) // min(n, len(entries))] for i in range(min(n, len(entries)))]
     shown = [stream.pictures(entry, False, np.random.default_rng(0), stream.view.size) for entry in chosen]
     return torch.stack([s["input"] for s in shown]), torch.stack([s["edited"] for s in shown]), chosen
-
-
-def _swaps(entries: list[Any]) -> list[Any]:
-    """Return the pairs that ask for no other edit than the subject; all of them where each has its own sentence."""
-    return [entry for entry in entries if entry.instruction is None] or list(entries)
 
 
 def _told(subject: Any, pair: Any, identifier: str) -> str:

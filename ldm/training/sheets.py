@@ -13,7 +13,7 @@ from PIL import Image
 from ldm.data.edit_dataset import SPLITS, read_triplets, split_triplets
 from ldm.data.images import check_aspect, open_rgb
 from ldm.data.instructions import INSTANCE_TEMPLATES, REGULARIZATION_TEMPLATES, fill
-from ldm.data.pairs import find_pairs, read_manifest
+from ldm.data.pairs import find_pairs, read_manifest, swaps
 from ldm.inference.edit_job import find_photos
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.generator import ImageGenerator, TextSettings
@@ -151,8 +151,7 @@ class SubjectSheet:
             raise ValueError(f"'{folder}' has no manifest that says the class_word; give dataset.class_word")
         try:
             pairs = find_pairs(folder)
-            pairs = [pair for pair in pairs if pair.instruction is None] or pairs  # the others ask for other edits
-            known = [(pair.input, pair.source_word) for pair in pairs]
+            known = [(pair.input, pair.source_word) for pair in swaps(pairs)]
         except FileNotFoundError:
             known = [(path, None) for path in find_photos([str(folder)])]
         chosen = [known[i * len(known) // min(rows, len(known))] for i in range(min(rows, len(known)))]

@@ -32,11 +32,12 @@ def with_averages(tensors, share=1.0):
 
 
 def test_a_checkpoint_is_described_by_what_is_in_it(tmp_path, tiny_model):
-    recipe = {"recipe": {"identifier": "sks", "class_word": "dog"}, "step": 500}
+    recipe = {"recipe": {"identifier": "sks", "class_word": "dog\n  step: 900"}, "step": 500}
     save_checkpoint(tmp_path / "a.safetensors", with_averages(tiny_model.state_dict()), recipe)
     said = describe(read_checkpoint(tmp_path / "a.safetensors"))
     for part in ("UNet input channels: 8", "UNet weights: raw and EMA", "step: 500", "identifier: sks", "float32"):
         assert part in said
+    assert not [line for line in said.splitlines() if line.startswith("  step: 900")]
     parameters = sum(p.numel() for p in tiny_model.first_stage_model.parameters()) / 1e6
     (line,) = (line for line in said.splitlines() if line.strip().startswith("first stage"))
     assert f"{parameters:.2f} M" in line

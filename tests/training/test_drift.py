@@ -8,6 +8,7 @@ import torch
 
 from ldm.config import load_config
 from ldm.data.datamodule import PairDataModule
+from ldm.data.pairs import swaps
 from ldm.data.personalized_edit import PersonalizedEdit
 from ldm.evaluation.spriteworld import pictures
 from ldm.evaluation.subject import source_scenes, true_scene
@@ -122,9 +123,9 @@ def test_edits_of_the_subject_are_told_with_its_name_and_are_not_what_is_watched
     assert drift._told(subject, named, "sks") == "make the sks dog red"
     assert drift._told(subject, named, "") == "make the dog red"
     swap_pair = SimpleNamespace(instruction=None)
-    assert drift._swaps([named, swap_pair]) == [swap_pair]
-    assert drift._swaps([named]) == [named]
-    assert drift._swaps([]) == []
+    assert swaps([named, swap_pair]) == [swap_pair]
+    assert swaps([named]) == [named]
+    assert swaps([]) == []
 
 
 def test_data_that_cannot_be_measured_is_refused(pairs, begun, tmp_path):
