@@ -15,6 +15,7 @@ EDITOR, STAGE = DATA / "editor.safetensors", DATA / "first-stage.safetensors"
 JOBS = {
     "sheet": {"output": ROOT / "logs" / "spriteworld.png"},
     "measure": {"ckpt": EDITOR, "scenes": 200, "seed": 1, "output": None},
+    "calibrate": {"ckpt": STAGE, "scenes": 200, "seed": 1, "output": None},
     "photos": {},
     "recogniser": {"steps": 1200},
     "scale": {"ckpt": STAGE},
@@ -31,14 +32,16 @@ JOBS = {
 def parse() -> argparse.Namespace:
     p = cli.Parser(prog="spriteworld.py", description=__doc__)
     p.add_argument("what", choices=tuple(JOBS))
-    p.add_argument("--output", type=Path, help="a PNG (sheet, curves), folder (measure, subject) or weights' file")
+    p.add_argument(
+        "--output", type=Path, help="a PNG (sheet, curves), folder (measure, subject), .md (calibrate) or weights' file"
+    )
     p.add_argument(
         "--ckpt", type=Path, help="an editor, text to image (measure, follow) or first stage (measure, scale, ...)"
     )
     p.add_argument("--channels", type=int, help="widen: of the latents, more than now")
     p.add_argument("--first-stage", type=Path, help="follow: whose latents the model is to be rewritten for")
-    p.add_argument("--scenes", type=int, help="measure, subject, auto-cfg: fresh scenes for each figure (default: 200)")
-    p.add_argument("--seed", type=int, help="measure, subject, auto-cfg: of the scenes (default: 1)")
+    p.add_argument("--scenes", type=int, help="measure and others: fresh scenes for each figure (default: 200)")
+    p.add_argument("--seed", type=int, help="measure and others: of the scenes (default: 1)")
     p.add_argument("--run", type=Path, nargs="+", help="subject: the run folder that learned it; curves: run folders")
     p.add_argument("--subject", help="subject: whose photos it learned from (default: biscuit)")
     p.add_argument(

@@ -46,6 +46,20 @@ def min_snr_weights(
     return (snr + offset).clamp(max=gamma) / divisor
 
 
+def rectified_noise(
+    noise: torch.Tensor, predicted: torch.Tensor, sigma: torch.Tensor, power: float = 1.0
+) -> torch.Tensor:
+    """Return the noise with which training sees what sampling sees: a latent that carries the model's own error.
+
+    DREAM (Zhou et al. 2024, eq. 8): ``noise + lambda (noise - predicted)``, ``lambda = sigma ** power``. The clean
+    latent stays the target; the noised one is then built around ``lambda`` of the model's own estimate of it, so that
+    a later step learns to mend what an earlier one has guessed. noise, predicted (the model's, without gradient):
+    ``b c h w``; sigma: ``b 1 1 1``, of ``alpha^2 + sigma^2 = 1``; power: 0 takes the estimate whole, more keeps more
+    of the true latent at low noise.
+    """
+    return noise + sigma**power * (noise - predicted)
+
+
 def prior_preservation(
     losses: torch.Tensor, is_regularization: torch.Tensor, reg_weight: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.spriteworld import measures as m
 from ldm.spriteworld.instructions import KINDS, Edit, caption, random_edit
 from ldm.spriteworld.recogniser import Recogniser
-from ldm.spriteworld.scene import SUBJECTS, Scene, draw, random_scene, subject_mask, subject_scene
+from ldm.spriteworld.scene import COATS, SUBJECTS, Scene, draw, random_scene, subject_mask, subject_scene
 from ldm.spriteworld.surroundings import surroundings
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,18 @@ def masks(scenes: list, size: int = 64) -> torch.Tensor:
     return torch.from_numpy(arrays)[:, None] / 255
 
 
+def nearest_coat(x: torch.Tensor, scenes: list[Scene], mask: torch.Tensor) -> torch.Tensor:
+    """Return for each picture the true one in that of its animal's natural coats that comes nearest inside the mask: a
+    class instruction names no coat, so each of them is a right answer. x: ``n 3 h w``; mask: ``n 1 h w``."""
+    most = max(len(COATS[scene.animal]) for scene in scenes)
+    dressed = [
+        pictures([replace(s, coat=COATS[s.animal][min(k, len(COATS[s.animal]) - 1)]) for s in scenes])
+        for k in range(most)
+    ]
+    best = torch.stack([m.masked_psnr(x, answer, mask) for answer in dressed]).argmax(0)
+    return torch.stack(dressed)[best, torch.arange(len(x))]
+
+
 def figures_of(edits: list[Edit], x: torch.Tensor, recogniser: Recogniser, twin: Recogniser) -> Figures:
     """Return the measures of one kind of edit. x: the edited pictures, ``n 3 h w`` in [-1, 1]."""
     kind = edits[0].kind
@@ -53,7 +66,12 @@ def figures_of(edits: list[Edit], x: torch.Tensor, recogniser: Recogniser, twin:
         for name, judge in (("recognised", recogniser), ("recognised (colour-blind)", twin)):
             values[name] = torch.tensor([a == b for a, b in zip(judge.animals(x), wanted, strict=True)]).float()
         values["second subject"] = m.second_subject(x, before, was, will)
+        backdrops = to_tensor([draw(scene, empty=True) for scene in targets])
+        values["incomplete"] = m.incomplete(x, backdrops, was, will)
         values["roughness inside"] = m.roughness(x, truth, will)
+        near = nearest_coat(x, targets, will)
+        values["inside, nearest coat (dB)"] = m.masked_psnr(x, near, will)
+        values["uncleanness inside"] = m.uncleanness(x, near, will)
     if kind in ("class", "colour", "accessory"):
         values["background kept (dB)"] = m.background_psnr(x, before, was, will)
         distance = m.colour_distance(x, truth, will)
@@ -91,6 +109,52 @@ def measure(
         edits = draw_edits(n, seed, kind)
         x = edit(pictures([e.source for e in edits]), [e.instruction for e in edits])
         found[kind] = figures_of(edits, x, recogniser, twin)
+    return found
+
+
+def with_rare_word(edit: Edit, word: str = "sks") -> str:
+    """Return a class edit's instruction with a word that nobody has taught before the new class, "a sks dog"."""
+    return edit.instruction.replace(f"a {edit.target.animal}", f"a {word} {edit.target.animal}")
+
+
+def rare_word_figures(
+    edit: Callable[[torch.Tensor, list[str]], torch.Tensor],
+    recogniser: Recogniser,
+    twin: Recogniser,
+    n: int = 200,
+    seed: int = 1,
+) -> Figures:
+    """Return what the class edits of ``measure`` come to with "sks" before the new class: an identifier should mean
+    nothing until it is taught. edit: as ``measure`` takes it."""
+    edits = draw_edits(n, seed, "class")
+    x = edit(pictures([e.source for e in edits]), [with_rare_word(e) for e in edits])
+    found = figures_of(edits, x, recogniser, twin)
+    return {name: found[name] for name in ("recognised", "recognised (colour-blind)", "inside, nearest coat (dB)")}
+
+
+def calibration(
+    reconstruct: Callable[[torch.Tensor], torch.Tensor],
+    recogniser: Recogniser,
+    twin: Recogniser,
+    n: int = 200,
+    seed: int = 1,
+) -> dict[str, dict[str, Figures]]:
+    """Return what every measure says of answers that need no editor, kind by kind: the true picture, the true picture
+    through a first stage, the input copied, and noise.
+
+    reconstruct: a first stage, there and back, of pictures ``b 3 h w`` in [-1, 1].
+    """
+    found: dict[str, dict[str, Figures]] = {}
+    for kind in KINDS:
+        edits = draw_edits(n, seed, kind)
+        before, truth = (pictures([getattr(e, side) for e in edits]) for side in ("source", "target"))
+        answers = {
+            "truth": truth,
+            "truth through the first stage": torch.cat([reconstruct(part) for part in truth.split(50)]).clamp(-1, 1),
+            "input copied": before,
+            "noise": torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1,
+        }
+        found[kind] = {name: figures_of(edits, x, recogniser, twin) for name, x in answers.items()}
     return found
 
 
@@ -149,6 +213,17 @@ def table(found: dict[str, Figures]) -> str:
     for kind, figures in found.items():
         for name, v in figures.items():
             lines.append(f"| {kind} | {name} | {v.mean:.3g} | {v.low:.3g} to {v.high:.3g} | {v.n} |")
+    return "\n".join(lines)
+
+
+def calibration_table(found: dict[str, dict[str, Figures]]) -> str:
+    """Return what ``calibration`` found as a Markdown table: a row a measure, a column an answer."""
+    answers = list(next(iter(found.values())))
+    lines = [f"| edit | measure | {' | '.join(answers)} |", "|---|---|" + "---|" * len(answers)]
+    for kind, by_answer in found.items():
+        for name in by_answer[answers[0]]:
+            cells = " | ".join(str(by_answer[answer][name]) for answer in answers)
+            lines.append(f"| {kind} | {name} | {cells} |")
     return "\n".join(lines)
 
 

@@ -48,6 +48,7 @@ def run(args: Namespace, data: Path) -> Any:
     jobs = {
         "sheet": lambda: world_sheet(args.output),
         "measure": lambda: measure_checkpoint(args.ckpt, data, args.scenes, args.seed, args.output),
+        "calibrate": lambda: calibrate(args.ckpt, data, args.scenes, args.seed, args.output),
         "photos": lambda: "\n".join(map(str, all_photos(data))),
         "recogniser": lambda: json.dumps(make_recognisers(data, args.steps), indent=2),
         "scale": lambda: f"{latent_scale(args.ckpt):.5f}",
@@ -237,10 +238,26 @@ def measure_checkpoint(ckpt: Path, data: Path, n: int, seed: int, output: Path |
     return text
 
 
+def calibrate(first_stage: Path, data: Path, n: int, seed: int, output: Path | None) -> str:
+    """Return as Markdown what the measures say of true answers, of those through a first stage, of copies of the input
+    and of noise; with ``output`` also write it there."""
+    if output is not None:
+        check_writable(output)
+    judges = [load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    text = world.calibration_table(world.calibration(reconstruction_of(first_stage), *judges, n=n, seed=seed))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(output) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return text
+
+
 def _measure_editor(checkpoint: Checkpoint, judges: list[Any], n: int, seed: int) -> tuple[dict[str, Any], Callable]:
     editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
     edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
-    return world.measure(edit, *judges, n=n, seed=seed), lambda: world.edit_sheet(edit, seed=seed)
+    found = world.measure(edit, *judges, n=n, seed=seed)
+    found['class, "a sks ..."'] = world.rare_word_figures(edit, *judges, n=n, seed=seed)
+    return found, lambda: world.edit_sheet(edit, seed=seed)
 
 
 def _measure_generator(

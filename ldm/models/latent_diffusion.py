@@ -14,8 +14,8 @@ from ldm.checkpoint import Checkpoint, LoadReport, load_into, read_checkpoint
 from ldm.config import instantiate_from_config
 from ldm.diffusion.conditioning import Conditioning, drop_conditioning
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.loss import change_weights, min_snr_weights, prior_preservation, sample_losses
-from ldm.diffusion.parameterization import check_parameterization, target
+from ldm.diffusion.loss import change_weights, min_snr_weights, prior_preservation, rectified_noise, sample_losses
+from ldm.diffusion.parameterization import check_parameterization, target, to_eps
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.models.optimizer import make_optimizer
 from ldm.models.steps import BatchNoise, exported, step_generator
@@ -86,6 +86,7 @@ class LatentDiffusion(pl.LightningModule):
         offset_noise: float = 0.0,
         t_power: float = 1.0,
         change_weight: float = 0.0,
+        dream_detail_preservation: float | None = None,
     ):
         """Build the parts from their configs, and load ``ckpt_path`` into them if it is given.
 
@@ -95,8 +96,9 @@ class LatentDiffusion(pl.LightningModule):
         regularization half of a batch; min_snr_gamma: None for the plain loss, and snr_offset: see
         ``min_snr_weights``; offset_noise: strength of noise that is the same at every position of a channel (about
         0.1), beside the plain one; t_power: time indices are ``T u^(1/t_power)``, 1 uniform, more draws noisier ones;
-        change_weight: how much more a latent position counts where the pair's two pictures differ. Raises ValueError
-        for unknown names or a checkpoint that does not fit.
+        change_weight: how much more a latent position counts where the pair's two pictures differ;
+        dream_detail_preservation: None, or the power p of ``rectified_noise`` (1 is its paper's; one more evaluation a
+        step, without gradient). Raises ValueError for unknown names or a checkpoint that does not fit.
         """
         super().__init__()
         if conditioning_key not in CONDITIONING_KEYS:
@@ -133,12 +135,14 @@ class LatentDiffusion(pl.LightningModule):
             offset_noise=offset_noise,
             t_power=t_power,
             change_weight=change_weight,
+            dream_detail_preservation=dream_detail_preservation or 0.0,
         )
         if snr_offset and min_snr_gamma is None:
             raise ValueError(f"snr_offset is {snr_offset}, but min_snr_gamma is null: the loss has no such weights")
         self.min_snr_gamma, self.snr_offset = min_snr_gamma, snr_offset
         self.dropout = {"text": dropout_text, "image": dropout_image, "both": dropout_both}
         self.change_weight, self.offset_noise = change_weight, offset_noise
+        self.dream_detail_preservation = dream_detail_preservation
         self._check_channels()
         if ckpt_path is not None:
             logger.info(self.load_checkpoint(ckpt_path, weights).summary())
@@ -238,6 +242,11 @@ class LatentDiffusion(pl.LightningModule):
         Ho et al. 2020, eq. 14, for eps; the same error of the other targets.
         """
         alpha, sigma = self.schedule.alpha_sigma(t, z)
+        if self.dream_detail_preservation is not None:
+            with torch.no_grad():
+                z_t = self.schedule.add_noise(z, noise, t)
+                seen = to_eps(self.parameterization, self.apply_model(z_t, t, conditioning).float(), z_t, alpha, sigma)
+            noise = rectified_noise(noise, seen, sigma, self.dream_detail_preservation)
         prediction = self.apply_model(self.schedule.add_noise(z, noise, t), t, conditioning)
         wanted = target(self.parameterization, z, noise, alpha, sigma)
         losses = sample_losses(prediction, wanted, self.loss_type, weight)

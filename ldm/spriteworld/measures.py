@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
 CHANGED = 0.1  # of values in [-1, 1]: a pixel in which two true pictures differ
+WINDOW = 9  # pixels a side: about a head
+FLAT = 0.02  # mean step between neighbours (of values in [-1, 1], across and down): about that of a plain wall
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,33 @@ def roughness(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None = 
     """Return the total variation over the true picture's: 1 is as clean, more is speckle or mosaic, less is blur."""
     mask = torch.ones_like(x[:, :1]) if mask is None else mask
 
-    def variation(p: torch.Tensor) -> torch.Tensor:
-        across = (p[..., 1:] - p[..., :-1]).abs()
-        down = (p[..., 1:, :] - p[..., :-1, :]).abs()
+    def total(p: torch.Tensor) -> torch.Tensor:
+        across, down = _variation(p)
         return _mean_inside(across, mask[..., 1:]) + _mean_inside(down, mask[..., 1:, :])
 
-    return variation(x) / variation(truth).clamp(min=1e-6)
+    return total(x) / total(truth).clamp(min=1e-6)
+
+
+def _variation(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return (p[..., 1:] - p[..., :-1]).abs(), (p[..., 1:, :] - p[..., :-1, :]).abs()
+
+
+def uncleanness(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return how far the total variation is from the true picture's, in either direction, window by window: the mean
+    of ``|log|`` of their ratio in windows of ``WINDOW`` pixels around every pixel (inside the mask).
+
+    0 is as clean as the truth; 0.1 is a tenth too rough or too smooth throughout. Blur here does not make up for
+    speckle there, as it does in ``roughness``; every window's variation counts ``FLAT`` more, so flat ones do not
+    decide.
+    """
+    mask = torch.ones_like(x[:, :1]) if mask is None else mask
+
+    def local(p: torch.Tensor) -> torch.Tensor:
+        across, down = (part.mean(1, keepdim=True) for part in _variation(p))
+        both = F.pad(across, (0, 1)) + F.pad(down, (0, 0, 0, 1))
+        return FLAT + F.avg_pool2d(both, WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
+
+    return _mean_inside((local(x) / local(truth)).log().abs(), mask)
 
 
 def silhouette(x: torch.Tensor, backdrop: torch.Tensor, threshold: float = 12.0) -> torch.Tensor:

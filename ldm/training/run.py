@@ -287,6 +287,7 @@ def _inference_params(params: dict[str, Any]) -> dict[str, Any]:
         "dropout_both",
         "t_power",
         "change_weight",
+        "dream_detail_preservation",
         "reg_weight",
         "offset_noise",
         "min_snr_gamma",

@@ -1,12 +1,14 @@
 """The training loss against closed forms."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
+from diffusers.training_utils import compute_dream_and_update_latents, compute_snr
 
-from ldm.diffusion.loss import min_snr_weights, prior_preservation, sample_losses
-from ldm.diffusion.parameterization import target
+from ldm.diffusion.loss import min_snr_weights, prior_preservation, rectified_noise, sample_losses
+from ldm.diffusion.parameterization import target, to_eps
 from ldm.diffusion.schedule import Schedule, make_betas
 
 T = torch.tensor([1, 20, 150, 350, 600, 999])  # SNR from 586 to 0.005, on both sides of gamma = 5
@@ -106,3 +108,33 @@ def test_prior_preservation_has_the_gradients_of_two_passes():
     total, _ = prior_preservation(losses, torch.tensor([True, False, False, False, True]), 0.8)
     total.backward()
     assert losses.grad.tolist() == pytest.approx([0.4, 1 / 3, 1 / 3, 1 / 3, 0.4])
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
+def test_rectified_noise_is_diffusers_dream(schedule, power):
+    """The noised latents and the targets of ``compute_dream_and_update_latents`` for a network that predicts eps."""
+    z, noise, predicted = (draw(6, 4, 3, 2, seed=s) for s in (7, 8, 9))
+    theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+    def network(*_):
+        return SimpleNamespace(sample=predicted)
+
+    z_t = theirs.add_noise(z, noise, T)
+    latents, wanted = compute_dream_and_update_latents(network, theirs, T, noise, z_t, noise, None, power)
+    alpha, sigma = schedule.alpha_sigma(T, z)
+    ours = rectified_noise(noise, predicted, sigma, power)
+    torch.testing.assert_close(schedule.add_noise(z, ours, T), latents, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(target("eps", z, ours, alpha, sigma), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["eps", "v", "x0"])
+def test_rectified_noise_is_built_around_the_networks_own_estimate(schedule, name):
+    """With the power 0 the noised latent is that of the estimate, and the true latent is the target all the same."""
+    z, wrong, noise = (draw(6, 4, 3, 2, seed=s, dtype=torch.float64) for s in (10, 11, 12))
+    alpha, sigma = schedule.alpha_sigma(T, z)
+    z_t = alpha * z + sigma * noise
+    believed = target(name, wrong, (z_t - alpha * wrong) / sigma, alpha, sigma)
+    ours = rectified_noise(noise, to_eps(name, believed, z_t, alpha, sigma), sigma, power=0.0)
+    torch.testing.assert_close(alpha * z + sigma * ours, alpha * wrong + sigma * noise)
+    right = rectified_noise(noise, noise, sigma)  # a network that is right sees what it always saw
+    assert torch.equal(right, noise)

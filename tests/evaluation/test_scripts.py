@@ -159,7 +159,21 @@ def test_an_editor_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch, tm
     assert (tmp_path / "out/measures.md").read_text() == table + "\n"
     assert (tmp_path / "out/edits.png").is_file()
     assert few == [3]
-    assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == {"first stage", *KINDS}
+    assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == {"first stage", *KINDS, 'class, "a sks ..."'}
+
+
+def test_measures_are_calibrated_by_answers_that_need_no_editor(capsys, monkeypatch, tmp_path):
+    words = ("calibrate", "--scenes", 4, "--seed", 3, "--output", tmp_path / "out" / "calibration.md")
+    table = spriteworld(capsys, monkeypatch, *words)
+    assert (tmp_path / "out/calibration.md").read_text() == table + "\n"
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert head[2:] == ["truth", "truth through the first stage", "input copied", "noise"]
+    found = {(row[0], row[1]): [float(cell.split(" ")[0]) for cell in row[2:]] for row in rows}
+    truth, rebuilt, copied, noise = found["class", "inside, nearest coat (dB)"]
+    assert truth == 60
+    assert rebuilt > 25 > 20 > copied > noise
+    assert found["class", "incomplete"][:3] == [0, 0, 1]
+    assert found["class", "uncleanness inside"][0] == 0
 
 
 def test_a_first_stage_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldm.spriteworld.dataset import CONTRAST, SpritePictures, SpriteTriplets, any_coat, contrast
-from ldm.spriteworld.scene import ANIMALS, PATTERNS, SUBJECTS, random_scene
+from ldm.spriteworld.scene import ANIMALS, COATS, COLOURS, PATTERNS, SUBJECTS, coloured, random_scene
 
 NATURAL = {random_scene(np.random.default_rng(i)).coat for i in range(2000)}
 
@@ -94,3 +94,12 @@ def test_any_coats_are_of_two_colours_far_apart_as_subjects_are():
     assert np.median(apart) > 200
     assert min(subjects) > np.quantile(apart, 0.2)
     assert {coat.pattern for coat in coats} == set(PATTERNS)
+
+
+def test_no_subject_is_ever_among_the_pictures_of_pre_training():
+    """Coats of any two colours stand for subjects; a subject's own two colours never come."""
+    own = {(s.coat.main, s.coat.second) for s in SUBJECTS.values()}
+    drawn = [any_coat(np.random.default_rng(seed)) for seed in range(5000)]
+    natural = [coat for coats in COATS.values() for coat in coats]
+    dyed = [coloured(coat, name) for coat in natural for name in COLOURS]
+    assert not own & {(coat.main, coat.second) for coat in (*drawn, *natural, *dyed)}

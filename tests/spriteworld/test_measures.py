@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from ldm.data.images import to_tensor
-from ldm.evaluation.spriteworld import draw_edits, figures_of, masks, pictures
+from ldm.evaluation.spriteworld import draw_edits, figures_of, masks, nearest_coat, pictures, with_rare_word
 from ldm.models.build import load_model
 from ldm.spriteworld import measures as m
 from ldm.spriteworld.instructions import KINDS, Edit
 from ldm.spriteworld.recogniser import load_recogniser
-from ldm.spriteworld.scene import draw, random_scene
+from ldm.spriteworld.scene import COATS, draw, random_scene
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "spriteworld"
 
@@ -76,6 +76,62 @@ def test_blur_is_smoother_and_speckle_is_rougher(swaps):
     speckled = truth + 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
     assert m.roughness(blurred, truth, will).max() < 0.8
     assert m.roughness(speckled, truth).min() > 1.3
+
+
+def test_what_is_unclean_in_either_direction_does_not_cancel(swaps):
+    """Half of an animal blurred and half speckled: as rough as the truth in the whole, and clean nowhere."""
+    _, truth, _, will = swaps
+    generator = torch.Generator().manual_seed(1)
+    blurred = F.avg_pool2d(truth, 5, stride=1, padding=2)
+    noise = torch.randn(truth.shape, generator=generator)
+    left = (torch.arange(64) < 32).float().expand_as(truth)
+    best, strength = None, None
+    for strength in torch.linspace(0.02, 0.4, 20).tolist():  # of speckle that makes up for the blur
+        mixed = torch.lerp(truth + strength * noise, blurred, left)
+        off = (m.roughness(mixed, truth, will).mean() - 1).abs()
+        best = min(best, (off, mixed), key=lambda pair: pair[0]) if best else (off, mixed)
+    assert best[0] < 0.05
+    assert m.uncleanness(truth, truth, will).max() == 0
+    assert m.uncleanness(best[1], truth, will).min() > 0.15
+    assert m.uncleanness(blurred, truth, will).min() > 0.2
+    assert m.uncleanness(truth + 0.1 * noise, truth, will).min() > 0.2
+
+
+def test_mosaics_are_unclean_although_every_piece_is_true(swaps):
+    _, truth, _, will = swaps
+    tiles = truth.unfold(2, 4, 4).unfold(3, 4, 4)  # b c 16 16 4 4
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    shuffled = tiles.reshape(len(truth), 3, 256, 4, 4)[:, :, order].view_as(tiles)
+    mosaic = shuffled.permute(0, 1, 2, 4, 3, 5).reshape_as(truth)
+    for found in (m.uncleanness(mosaic, truth, will), m.uncleanness(mosaic, truth)):
+        assert found.mean() > 0.5
+        assert found.min() > 0.25
+
+
+def test_uncleanness_of_contrast_is_the_logarithm_of_its_factor():
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1  # variation far above FLAT
+    assert m.uncleanness(0.5 * x, x).tolist() == pytest.approx([math.log(2)] * 2, abs=0.02)
+
+
+def test_the_nearest_coat_is_found_and_keeps_the_rest():
+    edits = draw_edits(24, 9, "class")
+    scenes, will = [e.target for e in edits], masks([e.target for e in edits])
+    truth = pictures(scenes)
+    other = [replace(s, coat=next((c for c in COATS[s.animal] if c != s.coat), s.coat)) for s in scenes]
+    assert sum(a != b for a, b in zip(scenes, other, strict=True)) > 8
+    for right in (truth, pictures(other)):  # either coat is a right answer, and each is its own nearest
+        assert torch.equal(nearest_coat(right, scenes, will), right)
+        hazy = right + 0.05 * torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(nearest_coat(hazy, scenes, will), right)
+
+
+def test_a_rare_word_stands_before_the_new_class_in_every_wording():
+    edits = draw_edits(200, 1, "class")
+    for e in edits:
+        said = with_rare_word(e)
+        assert said.count("sks") == 1
+        assert f"sks {e.target.animal}" in said
+        assert said.replace("sks ", "") == e.instruction
 
 
 def test_a_second_animal_is_seen_and_the_true_answer_is_not_suspected(swaps):

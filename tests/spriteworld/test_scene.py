@@ -315,3 +315,16 @@ def test_unknown_names_in_helpers():
         swap(SCENE, "cow", rng)
     with pytest.raises(ValueError, match="size 0"):
         draw(SCENE, size=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("stance", "sit"), ("facing", "left"), ("x", 0.56), ("y", 0.84), ("scale", 0.9)]
+)
+def test_a_field_of_the_pose_changes_only_the_animal_and_its_shadow(field, value):
+    for animal in ANIMALS:
+        scene = replace(SCENE, animal=animal, coat=COATS[animal][0], hat="red", collar="blue", place="city")
+        other = replace(scene, pose=replace(POSE, **{field: value}))
+        outside = (mask(scene) == 0) & (mask(other) == 0)
+        difference = changed(scene, other)
+        assert not difference[outside & ~shadow_box(scene) & ~shadow_box(other)].any()
+        assert difference[~outside].mean() > 0.2

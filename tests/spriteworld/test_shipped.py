@@ -1,21 +1,31 @@
 """The weights that ship: they edit, guidance acts as it should, and training from them does not break them."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ldm.checkpoint import read_checkpoint
 from ldm.config import load_config
 from ldm.data.images import open_rgb, to_tensor
 from ldm.evaluation import subject as subjects
-from ldm.evaluation.spriteworld import draw_edits, editing, first_stage_figures, masks, pictures
+from ldm.evaluation.spriteworld import (
+    draw_edits,
+    editing,
+    first_stage_figures,
+    masks,
+    pictures,
+    write_photos,
+    write_pictures,
+)
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.generator import ImageGenerator, TextSettings
 from ldm.models.build import CONFIGS, load_model
 from ldm.spriteworld import measures as m
-from ldm.spriteworld.recogniser import load_recogniser
-from ldm.spriteworld.scene import ANIMALS
+from ldm.spriteworld.recogniser import batch, load_recogniser, train_recognisers
+from ldm.spriteworld.scene import ANIMALS, SUBJECTS
 from ldm.training.run import DEFAULTS, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +51,46 @@ def swaps():
         masks([e.target for e in edits]),
     )
     return edits, before, was, will
+
+
+@pytest.mark.parametrize("name", ["editor", "text-to-image", "first-stage", "recogniser", "recogniser-grey"])
+def test_what_ships_is_small_half_precision_and_says_what_it_is(name):
+    path = DATA / f"{name}.safetensors"
+    checkpoint = read_checkpoint(path)
+    assert path.stat().st_size <= 12e6
+    assert {t.dtype for t in checkpoint.tensors.values() if t.is_floating_point()} == {torch.float16}
+    assert checkpoint.metadata.get("config" if "recogniser" not in name else "accuracy")
+
+
+def test_the_shipped_models_share_one_first_stage():
+    """What a subject's photos, an edit and a picture from text become is then the same latent."""
+    kept = [
+        read_checkpoint(DATA / f"{name}.safetensors").tensors for name in ("first-stage", "editor", "text-to-image")
+    ]
+    own = {key: tensor for key, tensor in kept[0].items() if key.startswith("first_stage_model.")}
+    assert len(own) > 50
+    for other in kept[1:]:
+        assert all(torch.equal(tensor, other[key]) for key, tensor in own.items())
+
+
+def test_the_shipped_photos_and_pictures_are_what_their_commands_draw(tmp_path):
+    for folder, write in ((DATA / "subjects", write_photos), (DATA / "pictures", write_pictures)):
+        for shipped in sorted(path for path in folder.iterdir() if path.is_dir()):
+            drawn = write(tmp_path / shipped.name, shipped.name)
+            assert [path.name for path in drawn] == sorted(path.name for path in shipped.glob("*.png"))
+            for path in drawn:
+                assert open_rgb(path).tobytes() == open_rgb(shipped / path.name).tobytes()
+
+
+def test_a_short_training_of_a_recogniser_learns_from_nothing():
+    torch.manual_seed(0)
+    models = train_recognisers(steps=24, batch_size=24)
+    x, animal, subject = batch(seed=98, first=0, size=200)
+    with torch.no_grad():
+        for model in models:
+            animals, subjects_ = model(x)
+            assert F.cross_entropy(animals, animal) < 0.9 * math.log(len(ANIMALS))
+            assert F.cross_entropy(subjects_, subject) < 0.9 * math.log(1 + len(SUBJECTS))
 
 
 def settings(**more):

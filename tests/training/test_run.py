@@ -204,13 +204,41 @@ def test_what_lightning_refuses_is_one_line_and_leaves_no_run_folder(tmp_path, m
     assert not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize("name", ["reg_weight", "t_power", "dropout_text", "min_snr_gamma"])
+@pytest.mark.parametrize(
+    "name", ["reg_weight", "t_power", "dropout_text", "min_snr_gamma", "dream_detail_preservation"]
+)
 def test_a_parameter_that_is_no_number_is_named(name):
     config = editor_config()
     for value in ("x", -1, True):
         config.model.params[name] = value
         with pytest.raises(ValueError, match=rf"model\.params\.{name} is .*; a number from 0"):
             instantiate_from_config(config.model)
+
+
+def test_dream_looks_once_without_a_gradient_and_learns_from_its_own_estimate():
+    config = editor_config()
+    config.model.params.dream_detail_preservation = 0.0
+    model, seen = instantiate_from_config(config.model), []
+    estimate = torch.full((2, model.latent_channels, 8, 8), 0.5, requires_grad=True)
+
+    def network(z_t, t, conditioning):
+        seen.append((z_t, torch.is_grad_enabled()))
+        return estimate
+
+    model.apply_model = network
+    z, noise = torch.randn(2, *estimate.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([300, 700])
+    losses = model.p_losses(z, None, t, noise)
+    alpha, sigma = model.schedule.alpha_sigma(t, z)
+    assert [enabled for _, enabled in seen] == [False, True]
+    torch.testing.assert_close(seen[0][0], alpha * z + sigma * noise)
+    torch.testing.assert_close(seen[1][0], (alpha * estimate + sigma * noise).detach())
+    model.dream_detail_preservation = None
+    assert model.parameterization == "x0"
+    torch.testing.assert_close(losses, model.p_losses(z, None, t, noise))  # the target is the true latent all the same
+    assert len(seen) == 3
+    losses.sum().backward()
+    assert estimate.grad.abs().min() > 0
 
 
 def test_a_run_is_not_resumed_with_another_seed_or_accumulation(tmp_path):
