@@ -1,4 +1,5 @@
-"""Measure speed and memory: `edit` and `train` beside diffusers, `load` of a checkpoint like the published one."""
+"""Measure speed and memory: `edit` and `train` beside diffusers, `load` of a checkpoint like the published one,
+`shipped`: how long loading and one edit with the shipped editor take."""
 
 import argparse
 import sys
@@ -13,16 +14,18 @@ from ldm import cli  # noqa: E402
 
 def parse() -> argparse.Namespace:
     p = cli.Parser(prog="benchmark.py", description=__doc__)
-    p.add_argument("what", choices=("edit", "train", "load"))
-    p.add_argument("--size", choices=("tiny", "full"), default="tiny")
+    p.add_argument("what", choices=("edit", "train", "load", "shipped"))
+    p.add_argument("--size", choices=("tiny", "full"), help="edit, train, load: default tiny")
     p.add_argument("--device", help="edit, train: auto (default), cpu or cuda")
-    p.add_argument("--rounds", type=int, help="edit, train: how often each is timed (default 5)")
-    p.add_argument("--threads", type=int, help="edit, train: CPU threads")
+    p.add_argument("--rounds", type=int, help="edit, train, shipped: how often each is timed (default 5)")
+    p.add_argument("--threads", type=int, help="edit, train, shipped: CPU threads")
     p.add_argument("--precision", help="load: the precision to load in (default auto)")
     p.add_argument("--folder", type=Path, help="load: where to put the temporary file (7.7 GB at full size)")
     args = p.parse_args()
-    for name in ("device", "rounds", "threads") if args.what == "load" else ("precision", "folder"):
-        if getattr(args, name) is not None:
+    measured = {"load": ("size", "precision", "folder"), "shipped": ("rounds", "threads")}
+    takes = measured.get(args.what, ("size", "device", "rounds", "threads"))
+    for name, value in vars(args).items():
+        if name not in ("what", *takes) and value is not None:
             p.error(f"--{name} has no effect on {args.what}")
     for name in ("rounds", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -32,29 +35,37 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
+    rounds, size = args.rounds or 5, args.size or "tiny"
+    if args.what == "shipped":
+        from ldm.evaluation.benchmark_shipped import benchmark_shipped, report_shipped
+
+        data = ROOT / "data" / "spriteworld"
+        files = data / "editor.safetensors", data / "pictures" / "wolf" / "01.png"
+        print(report_shipped(benchmark_shipped(*files, rounds, args.threads)))
+        return 0
     import torch
 
     from ldm.models.build import choose_device, choose_precision
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, rounds = choose_device(args.device or "auto"), 5 if args.rounds is None else args.rounds
+    device = choose_device(args.device or "auto")
     if args.what == "edit":
         from ldm.evaluation.benchmark import benchmark_edit, report
 
-        print(report(benchmark_edit(args.size, device, rounds)))
+        print(report(benchmark_edit(size, device, rounds)))
         return 0
     if args.what == "train":
         from ldm.evaluation.benchmark import report
         from ldm.evaluation.benchmark_train import benchmark_train
 
-        print(report(benchmark_train(args.size, device, rounds)))
+        print(report(benchmark_train(size, device, rounds)))
         return 0
     from ldm.evaluation.benchmark_load import benchmark_load
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         precision = choose_precision(args.precision or "auto", torch.device("cpu"))
-        found = benchmark_load(args.size, precision, Path(folder))
+        found = benchmark_load(size, precision, Path(folder))
     for name, value in found.items():
         print(f"{name:<6} {value / 2**30:8.3f} GiB")
     print(f"peak private memory above the model in {precision}: {(found['peak'] - found['model']) / 2**30:.3f} GiB")

@@ -1,5 +1,6 @@
 """Command lines: an option that would have no effect is an error, told before any work."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
         ("load", "--device", "cpu"),
         ("load", "--rounds", "3"),
         ("load", "--threads", "1"),
+        ("shipped", "--size", "full"),
+        ("shipped", "--device", "cpu"),
+        ("shipped", "--precision", "fp32"),
     ],
 )
 def test_a_benchmark_takes_only_what_it_uses(monkeypatch, capsys, what, flag, value):
@@ -44,3 +48,21 @@ def test_a_tiny_edit_is_measured_beside_diffusers_in_every_variant():
     told = report(results).splitlines()
     assert len(told) == 1 + sum(len(series.seconds) for series in results)
     assert all("x" in line for line in told[1:])
+
+
+def test_the_shipped_editors_times_are_told_in_a_fresh_process(monkeypatch, capsys):
+    """No time is judged: as many edits as rounds, and the threads that were asked for."""
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "shipped", "--rounds", "2", "--threads", "1"])
+    main = runpy.run_path(str(SCRIPTS / "benchmark.py"))["main"]
+    assert main() == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^loading \d+\.\d\d s, first edit \d+\.\d\d s$", told, re.M)
+    assert "(median of 1)" in told
+    assert "CPU, 1 thread, one picture" in told
+
+
+def test_a_benchmark_of_what_cannot_be_loaded_says_so(tmp_path):
+    from ldm.evaluation.benchmark_shipped import benchmark_shipped
+
+    with pytest.raises(RuntimeError, match="absent"):
+        benchmark_shipped(tmp_path / "absent.safetensors", tmp_path / "none.png", rounds=1)

@@ -159,7 +159,11 @@ def test_an_editor_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch, tm
     assert (tmp_path / "out/measures.md").read_text() == table + "\n"
     assert (tmp_path / "out/edits.png").is_file()
     assert few == [3]
-    assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == {"first stage", *KINDS, 'class, "a sks ..."'}
+    assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == {
+        "first stage",
+        *KINDS,
+        'class, "a sks ..."',
+    }
 
 
 def test_measures_are_calibrated_by_answers_that_need_no_editor(capsys, monkeypatch, tmp_path):
