@@ -41,8 +41,9 @@ def _are_records(records: Any) -> bool:
 def compare(a: Path, b: Path) -> str:
     """Return a Markdown table of B minus A for every method and measure: the mean difference over the pictures that
     both have (same case, input picture and seed), with its paired 95 % bootstrap interval; a star where it excludes
-    zero (all seeds of one picture are one draw of it). Below it stand the weights of both, the measures left out
-    because their backbones differ, and whatever else the two were not made alike in.
+    zero (all seeds of one picture are one draw of it; of fewer than ``ENOUGH`` inputs there is no interval). Below it
+    stand the weights of both, the measures left out because their backbones differ, and whatever else the two were not
+    made alike in.
 
     Results from before the inputs were noted pair by case and number, with each other only. Raises ValueError for
     different suites or no picture in common.
@@ -65,9 +66,10 @@ def compare(a: Path, b: Path) -> str:
                 clusters = [(key[1:3], key[3] if key[-1] is None else key[-1]) for key in keys]
                 change, d = bootstrap(y - x, clusters=clusters, pairs=about.pairs), about.digits
                 star = " *" if change.low > 0 or change.high < 0 else ""
+                span = f" [{change.low:+.{d}f}, {change.high:+.{d}f}]{star}" if change.known else ""
                 lines.append(
-                    f"| {method} | {measure} | {x.mean():.{d}f} | {y.mean():.{d}f} | {change.mean:+.{d}f} "
-                    f"[{change.low:+.{d}f}, {change.high:+.{d}f}]{star} | {len(keys)} |"
+                    f"| {method} | {measure} | {x.mean():.{d}f} | {y.mean():.{d}f} | {change.mean:+.{d}f}{span} | "
+                    f"{len(keys)} |"
                 )
     if len(lines) == 2:
         older = [str(path) for path, keys in ((a, left), (b, right)) if all(key[-1] is None for key in keys)]

@@ -26,6 +26,7 @@ from ldm.evaluation.suites import TEXT_METHODS, Case, Subject, Suite, photos_of,
 from ldm.inference.features import weights_hash
 from ldm.inference.sheets import contact_sheet
 from ldm.models.build import choose_device, choose_precision
+from ldm.spriteworld.measures import edited_region
 from ldm.spriteworld.recogniser import Recogniser
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,11 @@ def evaluate(
 def _made_with(suite: Suite, recogniser: Recogniser | None, device: str, precision: str) -> dict[str, Any]:
     """Return what else two evaluations must have in common to be compared: ``compare`` says where they differ."""
     place = choose_device(device)
-    asked = [(c.name, c.kind, c.reach, sorted(c.prompts.items()), c.drawn, c.answer) for c in suite.cases]
+    asked = [
+        [c.name, c.kind, c.reach, sorted(c.prompts.items()), c.drawn, c.answer, c.caption_before, c.caption_after,
+         None if c.mask is None else fingerprint_of(open_rgb(c.mask))]
+        for c in suite.cases
+    ]  # fmt: skip
     return {
         "project": version("instruct2dream"),
         "device": place.type,
@@ -148,7 +153,7 @@ def _answers(method: Method, case: Case) -> bool:
 def prepare(case: Case, seeds: Sequence[int]) -> Prepared:
     """Return a case with its pictures: every picture (or drawn scene) once for every seed of the suite.
 
-    Raises ValueError if the mask has another size than the picture.
+    Raises ValueError if the mask has another size than the picture, or leaves no background.
     """
     region = None
     if case.drawn is not None:
@@ -160,7 +165,8 @@ def prepare(case: Case, seeds: Sequence[int]) -> Prepared:
             repeated = (t.repeat(k, 1, 1, 1) for t in (scenes.x, scenes.truth, scenes.was, scenes.will))
             scenes = DrawnCase(scenes.before * k, scenes.after * k, *repeated)
     else:
-        scenes, inputs, words, names = None, [open_rgb(case.picture)], [{}], [str(case.picture)]
+        scenes, inputs, names = None, [open_rgb(path) for path in case.pictures], [p.name for p in case.pictures]
+        words = [{}] * len(inputs)
         if case.mask is not None:
             mask = open_rgb(case.mask).convert("L")
             if mask.size != inputs[0].size:
@@ -169,6 +175,8 @@ def prepare(case: Case, seeds: Sequence[int]) -> Prepared:
                     f"{inputs[0].size[1]}; make them the same size"
                 )
             region = (to_tensor(mask.convert("RGB"))[:, :1] > 0).float()
+            if bool(region.all()):
+                raise ValueError(f"mask '{case.mask}' covers the whole picture: no background is left to measure")
     n = len(inputs)
     numbers = [seed + 1000 * i for seed in seeds for i in range(n)]
     prints = [fingerprint_of(picture) for picture in inputs]
@@ -211,18 +219,17 @@ def _measure_case(
     case, n = prepared.case, len(prepared.inputs)
     others = others_of(case, photos)
     rows = {name: (pictures, wanted) for name, (wanted, pictures) in made.items()}
-    if case.kind != "prior":
-        rows[INPUT] = (prepared.inputs, None)
+    rows[INPUT] = (prepared.inputs, None)
     if prepared.scenes is not None:
         rows[TRUTH] = (to_images(prepared.scenes.truth), None)
     records = []
     for name, (pictures, wanted) in rows.items():
         inputs = [None] * n if name in TEXT_METHODS else prepared.inputs
         captions = (case.caption_before, case.caption_after)
-        # of a single photo there are no others: the methods are compared with it, its copy is not
-        near = others if others or name == INPUT else list(photos.values())
-        found = metrics.field_measures(models, pictures, near, inputs, captions, case.kind == "prior")
-        found |= _by_ground_truth(prepared, pictures, near, models, recogniser, name not in TEXT_METHODS)
+        found = metrics.field_measures(models, pictures, others, inputs, captions, case.kind == "prior")
+        found |= _by_ground_truth(prepared, pictures, others, models, recogniser, name not in TEXT_METHODS)
+        if case.left_out and name not in TEXT_METHODS:  # edits of one picture are alike whatever became of the prior
+            found.pop("DIV", None)
         for i in range(n):
             records.append(
                 Record(
@@ -270,7 +277,7 @@ def _by_ground_truth(
         found |= metrics.background(x, before, region)
     region = prepared.region
     if prepared.scenes is not None and prepared.case.reach == "local":
-        region = torch.maximum(prepared.scenes.was, prepared.scenes.will)
+        region = edited_region(prepared.scenes.was, prepared.scenes.will)
     if region is not None and "lpips" in models:
         found["background LPIPS"] = metrics.background_distance(models["lpips"], pictures, prepared.inputs, region)
     return found
@@ -284,8 +291,13 @@ def _measure_photos(
     for key, name in (("dino", "DINO"), ("clip", "CLIP-I")):
         if key in models and len(photos) > 1:
             found[name] = metrics.leave_one_out(models[key].images(photos))
+    if "DINO" in found:
+        found["PRES"] = found["DINO"]
     if subject.world and recogniser is not None and photos:
-        found["subject recognised"] = recogniser.is_subject(to_tensor(photos), subject.world).float()
+        x = to_tensor(photos)
+        found["subject recognised"] = recogniser.is_subject(x, subject.world).float()
+        if len(photos) > 1:
+            found["PRES (recogniser)"] = metrics.leave_one_out(recogniser.described(x))
     if not found:
         return []
     return [

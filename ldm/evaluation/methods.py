@@ -8,16 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from ldm.checkpoint import Checkpoint, fingerprint, read_checkpoint
-from ldm.config import nearest
+from ldm.config import instantiate_from_config, nearest
 from ldm.data.images import open_rgb, save_image
 from ldm.evaluation.suites import METHODS, TEXT_METHODS, Suite
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.generator import ImageGenerator, TextSettings
 from ldm.inference.recipe import KEY, read_recipe
-from ldm.models.build import choose_device, choose_precision
+from ldm.models.build import choose_device, choose_precision, config_for
+from ldm.models.inspect import without_checkpoints
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,20 @@ def read_methods(given: Sequence[str], suite: Suite) -> list[Method]:
         _check_learned(name, subject, checkpoint, suite)
         kind = TextSettings if name in TEXT_METHODS else EditSettings
         settings = kind.of_checkpoint(checkpoint.metadata, **suite.settings.get(name, {}))
+        _check_sides(name, checkpoint, settings, suite)
         methods.append(Method(name, subject, file, checkpoint, settings, fingerprint(file)))
     return methods
+
+
+def _check_sides(name: str, checkpoint: Checkpoint, settings: EditSettings | TextSettings, suite: Suite) -> None:
+    """Raise ValueError now if the suite wants pictures of sides that the method's network cannot make."""
+    if isinstance(settings, TextSettings) and {"width", "height"} & set(suite.settings.get(name, {})):
+        with torch.device("meta"):
+            grid = instantiate_from_config(without_checkpoints(config_for(checkpoint)["model"])).grid()
+        try:
+            settings.checked(grid)
+        except ValueError as error:
+            raise ValueError(f"{name} in settings of suite '{suite.name}': {error}") from error
 
 
 def _check_kind(name: str, checkpoint: Checkpoint) -> None:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.checkpoint import replacing
 from ldm.evaluation.metrics import MEASURES, Measure
-from ldm.spriteworld.measures import Interval
+from ldm.spriteworld.measures import ENOUGH, Interval
 
 if TYPE_CHECKING:
     from ldm.evaluation.results import Results
 
 SHEET_ROWS = 6  # pictures of a case that its sheet shows
-FEW = 5  # pictures: with fewer an interval says nothing, and no method is marked as the best
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d8dde6; --paper: #fff; --best: #e6f4ea;
   --mark: #2f6fde; --bound: #98a2b3; }
@@ -49,16 +48,17 @@ code { overflow-wrap: anywhere; }
 
 def write_report(results: Results, path: Path, bounds: Sequence[str]) -> None:
     """Write the report. bounds: the rows that are no methods."""
-    summary = results.summary()
+    summary, unshared = results.summary(), results.unshared()
     parts = [
         f"<h1>{escape(results.suite.name)}</h1>",
         f"<p>{escape(results.suite.about)}</p>" if results.suite.about else "",
         f'<p class="soft">{_counts(results)} Means with 95 % bootstrap intervals over pictures (all seeds of one '
         "picture are one draw); the methods of a column are averaged over the same n pictures, those that all methods "
-        "with that measure have. The grey rows are bounds, not methods; the best method of a column is marked where "
-        f"its interval does not touch the next one's and n is at least {FEW}.</p>",
+        f"with that measure have. Of fewer than {ENOUGH} different inputs no interval is given. The grey rows are "
+        "bounds, not methods; the best method of a column is marked where its interval does not touch any other "
+        "one's.</p>",
         *(
-            f"<h2>{escape(group[:1].upper() + group[1:])}</h2>{_table(rows, bounds)}"
+            f"<h2>{escape(group[:1].upper() + group[1:])}</h2>{_table(rows, bounds, unshared.get(group, ()))}"
             + (_plots(rows, bounds) if group == "all edits" else "")
             for group, rows in summary.items()
         ),
@@ -90,10 +90,10 @@ def _counts(results: Results) -> str:
 
 
 def best_of(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence[str]) -> str | None:
-    """Return the method that is clearly best by a measure (its interval apart from the next one's), or None."""
+    """Return the method that is clearly best by a measure (its interval apart from all others'), or None."""
     better = MEASURES[measure].better
     found = {name: values[measure] for name, values in rows.items() if measure in values and name not in bounds}
-    if len(found) < 2 or min(v.n for v in found.values()) < FEW:
+    if len(found) < 2 or not all(v.known for v in found.values()):
         return None
 
     def span(v: Interval) -> tuple[float, float]:
@@ -105,21 +105,26 @@ def best_of(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence
         ends = (abs(v.low - 1), abs(v.high - 1))
         return (0.0 if v.low <= 1 <= v.high else min(ends)), max(ends)
 
-    first, second = sorted(found, key=lambda name: sum(span(found[name])))[:2]
-    return first if span(found[first])[1] < span(found[second])[0] else None
+    first, *others = sorted(found, key=lambda name: sum(span(found[name])))
+    return first if span(found[first])[1] < min(span(found[name])[0] for name in others) else None
 
 
-def _table(rows: dict[str, dict[str, Interval]], bounds: Sequence[str]) -> str:
+def _table(rows: dict[str, dict[str, Interval]], bounds: Sequence[str], unshared: Sequence[str] = ()) -> str:
     measures = [m for m in MEASURES if any(m in values for values in rows.values())]
     arrows = {"high": "↑", "low": "↓", "one": "→ 1"}
     head = "".join(f"<th>{escape(m)} {arrows[MEASURES[m].better]}</th>" for m in measures)
-    best = {m: best_of(rows, m, bounds) for m in measures}
+    best = {m: None if m in unshared else best_of(rows, m, bounds) for m in measures}
     body = ""
     for name, values in rows.items():
         cells = "".join(_cell(values.get(m), MEASURES[m], best[m] == name) for m in measures)
         kind = ' class="bound"' if name in bounds else ""
         body += f"<tr{kind}><td>{escape(_title(name))}</td>{cells}</tr>"
-    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    if not unshared:
+        return table
+    return (
+        f'{table}<p class="soft">Over different pictures, each method over its own: {escape(", ".join(unshared))}.</p>'
+    )
 
 
 def _cell(value: Interval | None, measure: Measure, best: bool) -> str:
@@ -127,8 +132,9 @@ def _cell(value: Interval | None, measure: Measure, best: bool) -> str:
         return "<td>–</td>"
     d = measure.digits
     mark = ' class="best"' if best else ""
-    span = f"{value.low:.{d}f} to {value.high:.{d}f}"
-    return f"<td{mark}>{value.mean:.{d}f}<small>{span}</small><small>n = {value.n}</small></td>"
+    span = f"<small>{value.low:.{d}f} to {value.high:.{d}f}</small>" if value.known else ""
+    of = "" if value.draws in (None, value.n) else f" of {value.draws}"
+    return f"<td{mark}>{value.mean:.{d}f}{span}<small>n = {value.n}{of}</small></td>"
 
 
 def _title(name: str) -> str:
@@ -145,9 +151,10 @@ def _plots(rows: dict[str, dict[str, Interval]], bounds: Sequence[str]) -> str:
 def _plot(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence[str]) -> str:
     """One measure: a dot and its interval for every method, as SVG."""
     found = {name: values[measure] for name, values in rows.items() if measure in values}
-    low, high = min(0.0, *(v.low for v in found.values())), max(v.high for v in found.values())
+    spans = [(v.low, v.high) if v.known else (v.mean, v.mean) for v in found.values()]
+    low, high = min(0.0, *(s[0] for s in spans)), max(s[1] for s in spans)
     if "(dB)" in measure:
-        low = min(v.low for v in found.values()) - 1
+        low = min(s[0] for s in spans) - 1
     span = (high - low) or 1.0
     left, width, line = 120, 330, 22
     height = 26 + line * len(found) + 18
@@ -160,8 +167,9 @@ def _plot(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence[s
         y = 34 + i * line
         colour = "var(--bound)" if name in bounds else "var(--mark)"
         marks.append(f'<text x="0" y="{y + 4}" fill="currentColor">{escape(_title(name))}</text>')
-        marks.append(f'<line x1="{x(v.low):.1f}" x2="{x(v.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
-                     f'stroke-width="3" stroke-linecap="round"/>')  # fmt: skip
+        if v.known:
+            marks.append(f'<line x1="{x(v.low):.1f}" x2="{x(v.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
+                         f'stroke-width="3" stroke-linecap="round"/>')  # fmt: skip
         marks.append(f'<circle cx="{x(v.mean):.1f}" cy="{y}" r="4.5" fill="{colour}"/>')
     y = height - 4
     for value, anchor in ((low, "start"), (high, "end"))[: 2 if high > low else 1]:
@@ -176,6 +184,8 @@ def _case(results: Results, case: Any) -> str:
         return f'{head}<p class="hole">Not run: {escape(case.hole)}.</p>'
     if case.unmasked:
         head += f'<p class="soft">{escape(case.unmasked)}: how well the background is kept is not measured here.</p>'
+    for note in case.left_out:
+        head += f'<p class="soft">{escape(note)}.</p>'
     told: dict[str, str] = {}
     for record in results.records:
         if record.case == case.name and record.prompt:

@@ -14,11 +14,12 @@ import torch
 
 from ldm.checkpoint import replacing
 from ldm.evaluation import metrics
-from ldm.evaluation.suites import Suite
+from ldm.evaluation.suites import TEXT_METHODS, Suite
 from ldm.spriteworld.measures import Interval, bootstrap
 
 INPUT, TRUTH, PHOTOS = "input copied", "exact answer", "real photos"
 BOUNDS = (INPUT, TRUTH, PHOTOS)
+LIKENESSES = ("DINO", "CLIP-I", "PRES", "PRES (recogniser)")  # of real photos: each against the others
 
 
 @dataclass
@@ -73,29 +74,55 @@ class Results:
         """Return group -> method -> measure -> mean with its 95 % interval.
 
         All methods are averaged over the same pictures (case, number and seed): those that every method that has the
-        measure has it for, or each over its own if there are none. Seeds of one picture are one draw of the bootstrap.
+        measure has it for, or each over its own if there are none (see ``unshared``). Seeds of one picture are one draw
+        of the bootstrap, and so is what is made from text alone twice, by the same words and seed.
         """
         found: dict[str, dict[str, dict[str, Interval]]] = {}
         subject_of = {case.name: case.subject.name for case in self.suite.cases}
         for group, names in self.groups().items():
             within = [r for r in self.records if r.case in names]
             subjects = {subject_of[name] for name in names}
-            photos = [] if group.startswith("prior") else [r for r in self.records if r.method == PHOTOS]
+            photos = [r for r in self.records if r.method == PHOTOS]
             for measure in metrics.MEASURES:
+                of_prior = measure.startswith("PRES")  # the photos' own likeness bounds DINO above, and PRES
+                photos_here = photos if of_prior == group.startswith("prior") else []
                 shared = _shared_by_methods(within, measure)
                 for method in self.rows:
                     if method == PHOTOS:
-                        chosen = [r for r in photos if r.subject in subjects and measure in r.measures]
+                        chosen = [r for r in photos_here if r.subject in subjects and measure in r.measures]
                     else:
                         chosen = [r for r in within if r.method == method and measure in r.measures]
                         chosen = [r for r in chosen if not shared or _picture(r) in shared]
                     if chosen:
-                        pairs = metrics.MEASURES[measure].pairs or (method == PHOTOS and measure in ("DINO", "CLIP-I"))
-                        clusters = [(r.case, r.subject, r.index if method == PHOTOS else r.input) for r in chosen]
+                        pairs = metrics.MEASURES[measure].pairs or (method == PHOTOS and measure in LIKENESSES)
+                        clusters = _draws(chosen)
                         values = torch.tensor([r.measures[measure] for r in chosen])
                         interval = bootstrap(values, clusters=clusters, pairs=pairs)
                         found.setdefault(group, {}).setdefault(method, {})[measure] = interval
         return {group: {name: rows[name] for name in self.rows if name in rows} for group, rows in found.items()}
+
+    def unshared(self) -> dict[str, list[str]]:
+        """Return group -> measures whose methods have no picture in common: their means are over different ones."""
+        found: dict[str, list[str]] = {}
+        for group, names in self.groups().items():
+            within = [r for r in self.records if r.case in names and r.method not in BOUNDS]
+            for measure in metrics.MEASURES:
+                methods = {r.method for r in within if measure in r.measures}
+                if len(methods) > 1 and not _shared_by_methods(within, measure):
+                    found.setdefault(group, []).append(measure)
+        return found
+
+
+def _draws(records: Sequence[Record]) -> list[tuple]:
+    """Return what each picture is a draw of: pictures of one input, whatever their seed, are not independent, and from
+    text alone the same words and seed give the same picture, whatever case it stands in."""
+    first: dict[tuple[str, int], tuple] = {}
+    found = []
+    for r in records:
+        own = (r.case, r.subject, r.index if r.method == PHOTOS else r.input)
+        again = r.method in TEXT_METHODS and r.prompt
+        found.append(first.setdefault((r.prompt, r.seed), own) if again else own)
+    return found
 
 
 def _picture(record: Record) -> tuple[str, int, int]:
@@ -155,4 +182,7 @@ def as_markdown(results: Results, group: str = "all edits") -> str:
 
 
 def _cell(value: Interval | None, digits: int) -> str:
-    return "" if value is None else f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    if value is None:
+        return ""
+    span = f" [{value.low:.{digits}f}, {value.high:.{digits}f}]" if value.known else ""
+    return f"{value.mean:.{digits}f}{span}"

@@ -71,7 +71,8 @@ class Case:
     """One thing to be done: a picture (or drawn scenes), and what each method is told.
 
     kind: one of ``KINDS``; "prior" asks for the plain class and is measured apart. reach: "global" (the whole picture,
-    a filter) or "local" (an object). mask: light where the edit may change the picture. caption_before,
+    a filter) or "local" (an object). picture: a file, or a folder of which every picture is edited (without a mask).
+    mask: light where the edit may change the picture. caption_before,
     caption_after: of the picture, for CLIP. drawn, answer: sprite-world scenes and their exact change.
     """
 
@@ -93,6 +94,24 @@ class Case:
     def folder(self) -> str:
         """Its name as a folder's."""
         return self.name.replace(" ", "-")
+
+    @property
+    def pictures(self) -> list[Path]:
+        """The files that are edited; none for drawn scenes."""
+        return [] if self.picture is None else _images_in(self.picture, self.subject.masks)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What cannot be measured here for want of pictures, in words."""
+        found, own = [], self.picture and self.picture.resolve()
+        photos = photos_of(self.subject)
+        if self.kind != "prior" and photos and all(path.resolve() == own for path in photos):
+            found.append(
+                f"The only photo of {self.subject.name} is the edited one: DINO and CLIP-I are not measured here"
+            )
+        if self.kind == "prior" and len(self.pictures) == 1:
+            found.append("One picture of the class: DIV is not measured of editors, whose samples all come from it")
+        return found
 
 
 @dataclass(frozen=True)
@@ -248,6 +267,8 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
     }
     picture, mask = (_found(node[key], places) if node.get(key) else None for key in ("picture", "mask"))
     unmasked = ""
+    if mask is not None and picture is not None and picture.is_dir():
+        raise ValueError(f"{where}: a mask belongs to one picture, and '{picture}' is a folder")
     if mask is not None and not mask.is_file():
         logger.warning("%s: no mask at '%s', so how well the background is kept cannot be measured", where, mask)
         mask, unmasked = None, f"no mask at '{mask}'"
@@ -291,8 +312,9 @@ def _check_prompt(text: Any, drawn: bool, where: str) -> str:
 
 
 def _hole(picture: Path | None, subject: Subject) -> str:
-    if picture is not None and not picture.is_file():
-        return f"put the picture at '{picture}'"
+    if picture is not None and not _images_in(picture, subject.masks):
+        one = picture.suffix.lower() in SUFFIXES
+        return f"put the picture at '{picture}'" if one else f"put pictures into '{picture}'"
     if subject.photos is not None and not photos_of(subject):
         return f"put photos of {subject.name} into '{subject.photos}'"
     return ""
@@ -301,12 +323,17 @@ def _hole(picture: Path | None, subject: Subject) -> str:
 def photos_of(subject: Subject) -> list[Path]:
     """Return a subject's photos (a folder's without masks: the suite's, and files called NAME-mask), or the one file,
     sorted; none if there are none."""
-    if subject.photos is None or not subject.photos.exists():
+    return [] if subject.photos is None else _images_in(subject.photos, subject.masks)
+
+
+def _images_in(place: Path, masks: frozenset[Path]) -> list[Path]:
+    """Return a folder's pictures, sorted, without masks; a file is itself; none of what is not there."""
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
         return []
-    if subject.photos.is_file():
-        return [subject.photos]
-    found = (p for p in subject.photos.iterdir() if p.suffix.lower() in SUFFIXES)
-    return sorted(p for p in found if p.resolve() not in subject.masks and not p.stem.endswith("-mask"))
+    found = (p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in found if p.resolve() not in masks and not p.stem.endswith("-mask"))
 
 
 def prompt_of(case: Case, method: str, **scene: str) -> str:

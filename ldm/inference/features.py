@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 
 from ldm.checkpoint import read_checkpoint
@@ -50,6 +52,9 @@ def pretrained(kind: Any, name: str, **options: Any) -> Any:
         model, found = kind.from_pretrained(name, local_files_only=True, output_loading_info=True, **options)
     except RuntimeError as error:
         raise ValueError(f"its weights do not fit {kind.__name__}: {' '.join(str(error).split())[:200]}") from error
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"its weights cannot be read, half a download perhaps: {why}") from error
     missing = sorted(key for key in found["missing_keys"] if not key.endswith("position_ids"))
     if missing:
         raise ValueError(

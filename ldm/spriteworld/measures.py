@@ -15,20 +15,28 @@ from kornia.color import rgb_to_lab
 
 CHANGED = 0.1  # of values in [-1, 1]: a pixel in which two true pictures differ
 WINDOW = 9  # pixels a side: about a head
+ENOUGH = 5  # independent inputs: with fewer a bootstrap interval says nothing (of one it has no width)
 FLAT = 0.02  # mean step between neighbours (of values in [-1, 1], across and down): about that of a plain wall
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the 95 % bootstrap interval around it, over ``n`` pictures."""
+    """A mean with the 95 % bootstrap interval around it, over ``n`` pictures of ``draws`` independent inputs (None for
+    as many as pictures)."""
 
     mean: float
     low: float
     high: float
     n: int
+    draws: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there are independent inputs enough for the interval to say anything (``ENOUGH``)."""
+        return (self.n if self.draws is None else self.draws) >= ENOUGH
 
     def __str__(self) -> str:
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.mean:.3g}" + (f" [{self.low:.3g}, {self.high:.3g}]" if self.known else "")
 
 
 def bootstrap(
@@ -59,7 +67,7 @@ def bootstrap(
     if pairs:
         means = mean + 2 * (means - mean)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-    return Interval(mean.item(), low, high, len(values))
+    return Interval(mean.item(), low, high, len(values), k)
 
 
 def _lab(x: torch.Tensor) -> torch.Tensor:
@@ -80,6 +88,12 @@ def _outside(masks: Sequence[torch.Tensor], margin: int) -> torch.Tensor:
     """1 where no mask comes nearer than ``margin`` pixels."""
     inside = F.max_pool2d(torch.stack(tuple(masks)).amax(0), 2 * margin + 1, stride=1, padding=margin)
     return (inside < 0.02).float()
+
+
+def edited_region(*masks: torch.Tensor, margin: int = 3) -> torch.Tensor:
+    """Return where an edit may change a picture, ``b 1 h w`` of 0 and 1: all masks, widened by ``margin`` pixels, the
+    ground shadow's reach."""
+    return 1 - _outside(masks, margin)
 
 
 def masked_psnr(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,9 @@ from ldm.training.drift import Monitor, Row, check_keys, described_by
 
 BINS = (4, 6, 6)  # of L*, a* and b*
 RANGES = ((0.0, 100.0), (-90.0, 90.0), (-90.0, 90.0))
-NEAR = 1e-3  # likeness closer than this is not told apart
+NEAR = 1e-3  # spread smaller than this is none
+ROOM = 0.02  # at least this much likeness lies between the frozen model and the photos: less is noise, and as a divisor
+# it would be all that counts
 PRIOR_WEIGHT = 0.5  # in the score, a plain class that is half as diverse costs a quarter of the subject
 
 
@@ -102,7 +104,7 @@ class TextDriftMonitor(Monitor):
         among = likeness(self.photos) if len(self.photos) > 1 else 1.0
 
         def way(name: str) -> float:
-            return (row[name] - begun[name]) / max(among - begun[name], NEAR)
+            return (row[name] - begun[name]) / max(among - begun[name], ROOM)
 
         return {
             **row,
@@ -112,8 +114,9 @@ class TextDriftMonitor(Monitor):
         }
 
     def score(self, row: Row) -> float:
-        """Return the subject, less the leak, less half of what the plain class lost of its diversity."""
-        return row["subject"] - max(0.0, row["leak"]) - PRIOR_WEIGHT * max(0.0, 1 - row["prior"])
+        """Return the subject (no more than at the photos themselves), less the leak, less half of what the plain class
+        lost of its diversity."""
+        return min(1.0, row["subject"]) - max(0.0, row["leak"]) - PRIOR_WEIGHT * max(0.0, 1 - row["prior"])
 
     def said(self, row: Row) -> str:
         """Return a step's figures in words."""

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import runpy
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from PIL import Image
 from ldm.checkpoint import read_checkpoint, save_checkpoint
 from ldm.data.images import to_tensor
 from ldm.evaluation import methods as methods_module
+from ldm.evaluation import report
 from ldm.evaluation.compare import compare
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.methods import read_methods
@@ -179,7 +182,10 @@ def test_bounds_bound_and_holes_are_named(done):
     assert replaced["exact answer"]["subject recognised"].mean == 1
     assert replaced["input copied"]["background kept (dB)"].mean == 60
     assert replaced["real photos"]["subject recognised"].mean >= 0.9
-    assert "real photos" not in summary["prior (the plain class)"]
+    prior = summary["prior (the plain class)"]
+    assert set(prior["real photos"]) == {"PRES (recogniser)"}  # how alike the subject is to itself
+    assert prior["real photos"]["PRES (recogniser)"].mean > prior["input copied"]["PRES (recogniser)"].mean
+    assert "PRES (recogniser)" not in replaced["real photos"]
     assert replaced["input copied"]["background L1"].mean == 0
     assert "second subject" in replaced["instruct_pix2pix"]
     assert "second subject" not in replaced["dreambooth"]  # from text alone everything stands elsewhere
@@ -200,8 +206,17 @@ def test_masks_are_no_photos_and_a_photo_is_never_compared_with_itself(tmp_path)
     assert found == {"input copied": [0], "real photos": [0, 0, 0]}
 
 
-def test_the_only_photo_is_no_bound_for_its_own_copy(tmp_path):
-    results = bounds(tmp_path, coloured_suite(tmp_path, ("red",)))
+def test_nothing_is_compared_with_the_only_photo_when_that_is_edited(tmp_path):
+    content = coloured_suite(tmp_path, ("red",))
+    suite = read_suite(write(tmp_path, content), ROOT)
+    methods = read_methods(GIVEN[1:], suite)
+    made = evaluate(suite, methods, {"dino": Colours()}, {}, None, tmp_path / "made", precision="fp32")
+    assert {r.method for r in made.records} == {"instruct_pix2pix", "input copied"}
+    assert not any("DINO" in r.measures for r in made.records)
+    page = Page()
+    page.feed((tmp_path / "made/report.html").read_text(encoding="utf-8"))
+    assert "The only photo of rex is the edited one: DINO and CLIP-I are not measured here." in page.text
+    results = bounds(tmp_path, content)
     assert [r.method for r in results.records] == ["input copied"]
     assert "DINO" not in results.records[0].measures
     assert "background L1" in results.records[0].measures
@@ -287,6 +302,8 @@ def test_another_precision_makes_the_pictures_again(done):
 
 
 def record(case, method, index, seed, **measures):
+    """A picture's figures; as in a suite, every input has seeds of its own."""
+    seed += 1000 * index
     return Record(case, "replacement", "local", "biscuit", method, index, seed, "p", f"input {index}", "f", measures)
 
 
@@ -347,14 +364,169 @@ def test_two_results_are_compared_picture_by_picture(done, tmp_path):
     (other / "results.json").write_text(json.dumps(content))
     table = compare(folder / "out", other)
     row = next(line for line in table.splitlines() if line.startswith("| dreambooth | exact (dB)"))
-    assert "+2.0 [+2.0, +2.0] *" in row
-    assert re.search(r"\| instruct_pix2pix \| exact \(dB\) .* \+0.0 \[\+0.0, \+0.0\] \|", table)
+    assert "| +2.0 | " in row  # of two inputs no interval is known
+    assert re.search(r"\| instruct_pix2pix \| exact \(dB\) .* \| \+0.0 \| \d", table)
     content["suite"] = "another"
     (other / "results.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="cannot be compared"):
         compare(folder / "out", other)
     with pytest.raises(FileNotFoundError, match="no results"):
         compare(tmp_path, folder / "out")
+
+
+def test_a_change_is_starred_only_over_inputs_enough(tmp_path):
+    for inputs, seeds, star in ((5, 1, True), (4, 3, False), (1, 12, False)):
+        for name, by in (("a", 0.0), ("b", 0.1)):
+            records = [
+                {**RECORD, "input": f"input {i}", "index": i, "seed": s, "measures": {"DINO": 0.5 + 0.01 * i + by}}
+                for i in range(inputs)
+                for s in range(seeds)
+            ]
+            folder = tmp_path / f"{name}{inputs}"
+            folder.mkdir()
+            (folder / "results.json").write_text(json.dumps({"suite": "s", "records": records, "methods": []}))
+        table = compare(tmp_path / f"a{inputs}", tmp_path / f"b{inputs}")
+        assert ("[+0.100, +0.100] *" in table) == star
+        assert "+0.100" in table
+
+
+def test_few_inputs_have_no_interval_and_no_best(tmp_path):
+    """Twelve pictures of three inputs are three draws; of one input an interval would have no width at all."""
+    suite = read_suite(write(tmp_path, suite_content(tmp_path)), ROOT)
+    for inputs, known in ((1, False), (4, False), (5, True)):
+        records = [
+            record("drawn", method, i, seed, **{"instruction done": value})
+            for method, value in (("dreambooth", 1.0), ("instruct_pix2pix", 0.0))
+            for i in range(inputs)
+            for seed in range(3)
+        ]
+        results = Results(suite, [], records, {}, {}, {}, {})
+        rows = results.summary()["all edits"]
+        value = rows["instruct_pix2pix"]["instruction done"]
+        assert (value.n, value.draws, value.known) == (3 * inputs, inputs, known)
+        assert (best_of(rows, "instruction done", ()) == "dreambooth") == known
+        assert ("[" in as_markdown(results).splitlines()[-1]) == known
+
+
+def test_the_same_picture_from_text_is_one_draw_in_whatever_cases_it_stands(tmp_path):
+    suite = read_suite(write(tmp_path, suite_content(tmp_path)), ROOT)
+    words = "a sks cat in a baseball field"
+    records = [
+        Record(case, "replacement", "local", "biscuit", method, 0, seed, words, "one", "f", {"exact (dB)": 9.0 + seed})
+        for case in ("drawn", "real")
+        for seed in range(4)
+        for method in ("dreambooth", "instruct_pix2pix")
+    ]
+    rows = Results(suite, [], records, {}, {}, {}, {}).summary()["all edits"]
+    assert rows["dreambooth"]["exact (dB)"].draws == 1
+    assert rows["instruct_pix2pix"]["exact (dB)"].draws == 2  # an editor made two edits of one picture
+
+
+def test_methods_without_a_common_picture_are_not_ranked_and_the_report_says_so(tmp_path):
+    suite = read_suite(write(tmp_path, suite_content(tmp_path)), ROOT)
+    done = "instruction done"
+    records = [record("drawn", "dreambooth", i, 3, **{done: 1.0}) for i in range(6)]
+    records += [record("real", "instruct_pix2pix", i, 3, **{done: 0.0}) for i in range(6)]
+    results = Results(suite, [], records, {}, {}, {}, {})
+    assert results.unshared() == {"all edits": [done], "local edits": [done]}
+    rows = results.summary()["all edits"]
+    assert best_of(rows, done, ()) == "dreambooth"
+    table = report._table(rows, (), results.unshared()["all edits"])
+    assert 'class="best"' not in table
+    assert f"each method over its own: {done}." in table
+    both = records + [record("real", "dreambooth", i, 3, **{done: 1.0}) for i in range(6)]
+    assert Results(suite, [], both, {}, {}, {}, {}).unshared() == {}
+
+
+def test_another_mask_or_caption_is_another_case(tmp_path):
+    def asked(**more):
+        for path in (tmp_path / "photos").glob("*"):
+            path.unlink()
+        if (tmp_path / "photos").is_dir():
+            (tmp_path / "photos").rmdir()
+        content = coloured_suite(tmp_path, **more)
+        if more.get("mask"):
+            Image.new("L", (64, 64)).save(tmp_path / "photos/01-mask.png")
+        return bounds(tmp_path, content).made_with["cases"]
+
+    first = asked()
+    assert asked() == first
+    assert len({first, asked(mask="photos/01-mask.png"), asked(caption_after="a dog"), asked(caption_before="a")}) == 4
+
+
+def test_a_mask_that_leaves_no_background_is_named_before_anything_is_made(tmp_path):
+    content = coloured_suite(tmp_path)
+    Image.new("L", (64, 64), 255).save(tmp_path / "photos/00-mask.png")
+    with pytest.raises(ValueError, match=r"00-mask\.png' covers the whole picture"):
+        bounds(tmp_path, content)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sides_that_a_network_cannot_make_are_refused_before_anything_is_made(tmp_path):
+    content = suite_content(tmp_path)
+    content["settings"]["dreambooth"]["width"] = 100
+    suite = read_suite(write(tmp_path, content), ROOT)
+    with pytest.raises(ValueError, match="dreambooth in settings of suite 'small': width is 100; a multiple of 16"):
+        read_methods(GIVEN, suite)
+
+
+def test_the_prior_is_asked_of_every_picture_of_a_folder(tmp_path):
+    content = coloured_suite(tmp_path)
+    (tmp_path / "others").mkdir()
+    for i, colour in enumerate(("white", "black", "teal")):
+        Image.new("RGB", (64 + 16 * i, 64), colour).save(tmp_path / f"others/{i}.png")
+    prior = {
+        "name": "a plain dog", "subject": "rex", "kind": "prior", "reach": "global", "picture": "others",
+        "prompts": {"instruct_pix2pix": "make it a photo of a {class_word}"},
+    }  # fmt: skip
+    content |= {"cases": [*content["cases"], prior], "seeds": [0, 1], "settings": {"instruct_pix2pix": {"steps": 1}}}
+
+    class Distance:
+        model = None
+        name = preprocessing = "none"
+
+        def __call__(self, x, y):
+            return (x - y).square().mean((1, 2, 3))
+
+    def evaluated(name):
+        suite = read_suite(write(tmp_path, content), ROOT)
+        models = {"dino": Colours(), "lpips": Distance()}
+        return evaluate(suite, read_methods(GIVEN[1:], suite), models, {}, None, tmp_path / name, precision="fp32")
+
+    results = evaluated("several")
+    rows = results.summary()["prior (the plain class)"]
+    edited = rows["instruct_pix2pix"]
+    assert (edited["DIV"].n, edited["DIV"].draws) == (6, 3)
+    assert rows["input copied"]["DIV"].mean > 0
+    assert rows["real photos"]["PRES"].mean == pytest.approx(0, abs=1e-6)  # red, green and blue
+    for i in (1, 2):
+        (tmp_path / f"others/{i}.png").unlink()
+    rows = evaluated("one").summary()["prior (the plain class)"]
+    assert "DIV" not in rows["instruct_pix2pix"]
+    assert "PRES" in rows["instruct_pix2pix"]
+    assert "DIV is not measured of editors" in (tmp_path / "one/report.html").read_text()
+    (tmp_path / "others/0.png").unlink()
+    holes = read_suite(write(tmp_path, content), ROOT).holes
+    assert list(holes) == ["a plain dog"]
+    assert re.fullmatch(r"put pictures into '.*others'", holes["a plain dog"])
+
+
+def test_the_exact_answers_shadow_is_no_lost_background_for_any_measure(tmp_path):
+    class Changed:
+        model = None
+        name = preprocessing = "none"
+
+        def __call__(self, x, y):
+            return (x - y).abs().amax((1, 2, 3))
+
+    content = suite_content(tmp_path)
+    content["cases"] = content["cases"][:1]
+    suite = read_suite(write(tmp_path, content), ROOT)
+    recogniser = load_recogniser(DATA / "recogniser.safetensors")
+    results = evaluate(suite, [], {"lpips": Changed()}, {}, recogniser, tmp_path / "out")
+    lost = [r.measures["background LPIPS"] for r in results.records if r.method == "exact answer"]
+    assert len(lost) == 2
+    assert max(lost) < 0.05  # of values in [-1, 1]: a step or two of 256
 
 
 @pytest.mark.parametrize("records", [5, [1], [{"measures": {}}], {"a": 1}])
@@ -385,13 +557,16 @@ def test_backbones_are_told_apart_by_their_weights_not_by_where_they_lie(tmp_pat
     assert "| CLIP-T |" not in compare(a, other)
 
 
+RECORD = {
+    "case": "hat", "subject": "rex", "method": "instruct_pix2pix", "index": 0, "seed": 0, "input": "aa",
+    "prompt": "",
+    "measures": {"background L1": 0.1, "CLIP-T": 0.2, "DINO": 0.5},
+}  # fmt: skip
+
+
 def result(tmp_path, name, **more):
     """A folder with a small result: one picture by one method."""
-    record = {
-        "case": "hat", "subject": "rex", "method": "instruct_pix2pix", "index": 0, "seed": 0, "input": "aa",
-        "prompt": "",
-        "measures": {"background L1": 0.1, "CLIP-T": 0.2, "DINO": 0.5},
-    }  # fmt: skip
+    record = dict(RECORD)
     record |= {key: more.pop(key) for key in list(more) if key in record}
     record = {key: value for key, value in record.items() if value is not None}
     method = {"method": "instruct_pix2pix", "subject": "all", "weights": f"{name}.ckpt", "hash": f"hash-of-{name}"}
@@ -437,6 +612,12 @@ def test_the_best_is_marked_only_where_intervals_are_apart():
     assert best_of(rows, "exact (dB)", ()) == "b"
     rows = {"a": {"cleanness": Interval(0.7, 0.6, 0.8, 9)}, "b": {"cleanness": Interval(1.05, 1.0, 1.1, 9)}}
     assert best_of(rows, "cleanness", ()) == "b"
+    rows = {name: {"leak": Interval(0.3, *span, 9)} for name, span in {"a": (0.1, 0.2), "b": (0.25, 0.3)}.items()}
+    assert best_of(rows, "leak", ()) == "a"
+    rows["c"] = {"leak": Interval(0.3, 0.15, 0.6, 9)}
+    assert best_of(rows, "leak", ()) is None, "the third's interval touches"
+    rows["c"] = {"leak": Interval(0.9, 0.9, 0.9, 9, draws=1)}
+    assert best_of(rows, "leak", ()) is None, "an interval over seeds of one picture says nothing"
 
 
 def changed(content, path, value):
@@ -489,6 +670,7 @@ def changed(content, path, value):
         (("cases", 0, "prompts"), "a dog", "should hold names and values"),
         (("cases", 1, "picture"), ["photo.png"], "picture of case 'real'"),
         (("cases", 1, "caption_after"), 7, "caption_after of case 'real'"),
+        (("cases", 1, "picture"), ".", "a mask belongs to one picture"),
         (("settings",), [1], "settings of suite"),
         (("settings",), {"dreambooth": None}, "dreambooth in settings"),
         (("settings", "dreambooth", "stepps"), 3, "unknown key 'stepps' in dreambooth in settings"),
@@ -506,6 +688,50 @@ def test_bad_suites_are_one_clear_line(tmp_path, path, value, says):
     assert "\n" not in str(error.value)
 
 
+def command(monkeypatch, capsys, *words):
+    """What ``scripts/evaluate.py`` returns, prints, and says beside it."""
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "scripts/evaluate.py"), run_name="__main__")
+    said = capsys.readouterr()
+    return left.value.code, said.out, said.err
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "given", "says"),
+    [
+        (("cases", 1, "name"), "drawn", GIVEN, "two cases"),
+        (("about",), "as it is", ["dreambooht=x"], "unknown method 'dreambooht'"),
+        (("about",), "as it is", ["dreambooth=absent"], "absent"),
+        (("cases",), [], GIVEN, "lacks cases"),
+    ],
+)
+def test_the_command_answers_a_bad_suite_with_one_line_and_two(tmp_path, monkeypatch, capsys, path, value, given, says):
+    suite = write(tmp_path, changed(suite_content(tmp_path), path, value))
+    code, out, err = command(monkeypatch, capsys, suite, "--methods", *given, "--output", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_names_holes_and_goes_on_from_any_directory(tmp_path, monkeypatch, capsys, caplog):
+    words = (write(tmp_path, suite_content(tmp_path)), "--methods", *GIVEN, "--output", tmp_path / "out")
+    for place in (tmp_path, ROOT):
+        monkeypatch.chdir(place)
+        code, out, _ = command(monkeypatch, capsys, *words)
+        assert not code
+        assert out.strip().splitlines()[-1] == str(tmp_path / "out/report.html")
+        assert "| all edits |" in out
+        assert "case 'hole' is left out: put the picture at" in caplog.text
+        made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/pictures").rglob("*.png")}
+        assert len(made) == 8
+        if place == tmp_path:
+            first = made
+    assert made == first
+
+
 def test_a_suite_without_any_picture_says_where_to_put_them(tmp_path):
     for name in ("cross_dataset", "unseen", "manipulations"):
         with pytest.raises(ValueError, match=r"no case .* can be run: put the picture at 'data/evaluation/"):
@@ -517,6 +743,8 @@ def test_the_published_suites_run_as_soon_as_their_pictures_are_there(tmp_path, 
     content = yaml.safe_load((ROOT / f"configs/evaluation/{name}.yaml").read_text())
     for path in {case["picture"] for case in content["cases"]}:
         place = tmp_path / path
+        if not place.suffix:  # a folder
+            place = place / "another.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), "teal").save(place)
     suite = read_suite(ROOT / f"configs/evaluation/{name}.yaml", tmp_path)
@@ -525,7 +753,7 @@ def test_the_published_suites_run_as_soon_as_their_pictures_are_there(tmp_path, 
     priors = [case for case in suite.cases if case.kind == "prior"]
     assert priors
     for case in priors:  # asked of another member of the class: of the subject's own photo PRES would measure the input
-        assert case.picture.parent not in [subject.photos for subject in suite.subjects.values()]
+        assert not {p.parent for p in case.pictures} & {subject.photos for subject in suite.subjects.values()}
         assert not {"instruct_pix2pix", "instruct2dream", "dreambooth"} - set(case.prompts)
 
 

@@ -214,6 +214,17 @@ def test_a_backbone_with_missing_or_misshapen_weights_is_refused(tmp_path, dino,
                 backbones(given["dino"], given["clip"], None)
 
 
+def test_half_a_download_of_a_backbone_is_one_line(tmp_path, dino):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    for name, broken in (("pointer", pointer), ("half", (dino / "model.safetensors").read_bytes()[:2000])):
+        folder = tmp_path / name
+        shutil.copytree(dino, folder)
+        (folder / "model.safetensors").write_bytes(broken)
+        with pytest.raises(ValueError, match="cannot be loaded") as error:
+            backbones(str(folder), None, None)
+        assert "\n" not in str(error.value)
+
+
 def test_all_measures_of_a_real_picture_case(dino, clip, lpips):
     models, _ = backbones(str(dino), str(clip), lpips)
     same = [picture(1, (80, 80))] * 2

@@ -71,8 +71,25 @@ def test_figures_are_one_at_the_photos_and_zero_at_the_frozen_model(tmp_path, mo
     assert leaked["prior"] == pytest.approx(0, abs=1e-3)
     best = watching.best()
     assert best["step"] == 1
-    assert best["score"] == pytest.approx(good["subject"])
+    assert best["score"] == pytest.approx(min(1, good["subject"]))
     assert "prior's diversity 0.00" in best["why"]
+
+
+def test_photos_that_are_hardly_alike_do_not_blow_the_figures_up(tmp_path, monkeypatch):
+    """Where photos differ from each other as much as from the frozen model's pictures, nothing can be gained on the
+    way to them: noise must not decide, and the plain class's diversity still counts."""
+    generator = torch.Generator().manual_seed(0)
+    watching = monitor(tmp_path)
+    watching.photos = torch.randn(5, 64, generator=generator)
+    feature = {name: torch.randn(12, 64, generator=generator) for name in ("frozen", "one", "two")}
+    rows = {}
+    monkeypatch.setattr(text_drift.ImageGenerator, "__init__", lambda self, model: None)
+    for step, name in enumerate(feature):
+        monkeypatch.setattr(text_drift.ImageGenerator, "generate", lambda *_: to_images(torch.zeros(12, 3, 8, 8)))
+        monkeypatch.setattr(watching, "_describe", lambda x, name=name: feature[name])
+        rows[step] = watching.rows[step] = watching.measure(None, step)
+        assert abs(rows[step]["subject"]) < 5
+        assert watching.score(rows[step]) <= 1
 
 
 def test_a_run_from_photos_measures_itself_and_names_its_best_step(tmp_path):
