@@ -32,9 +32,7 @@ JOBS = {
 def parse() -> argparse.Namespace:
     p = cli.Parser(prog="spriteworld.py", description=__doc__)
     p.add_argument("what", choices=tuple(JOBS))
-    p.add_argument(
-        "--output", type=Path, help="a PNG (sheet, curves), folder (measure, subject), .md (calibrate) or weights' file"
-    )
+    p.add_argument("--output", type=Path, help="a PNG, folder (measure, subject), .md (calibrate) or weights' file")
     p.add_argument(
         "--ckpt", type=Path, help="an editor, text to image (measure, follow) or first stage (measure, scale, ...)"
     )

@@ -133,7 +133,7 @@ def _cell(value: Interval | None, measure: Measure, best: bool) -> str:
     d = measure.digits
     mark = ' class="best"' if best else ""
     span = f"<small>{value.low:.{d}f} to {value.high:.{d}f}</small>" if value.known else ""
-    of = "" if value.draws in (None, value.n) else f" of {value.draws}"
+    of = "" if value.draws in (None, value.n) else f" ({value.draws} independent)"
     return f"<td{mark}>{value.mean:.{d}f}{span}<small>n = {value.n}{of}</small></td>"
 
 
