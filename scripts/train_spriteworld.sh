@@ -15,14 +15,21 @@ mkdir -p "$runs"
 # run_of NAME-STEPS: the newest run folder of that name, or nothing.
 run_of() { find "$runs" -maxdepth 1 -name "*_$1" | sort | tail -n 1; }
 
+# text_of CONFIG: a YAML file and those that its base: line names.
+text_of() {
+  local base
+  cat "$1"
+  for base in $(sed -n 's/^base: *//p' "$1" | tr -d '[],'); do text_of "$(dirname "$1")/$base"; done
+}
+
 # stage NAME CONFIG STEPS WEIGHTS PARENT [override ...]: train, or resume, then put the weights in their place. A run of
-# another number of steps, from other weights (PARENT, or "") or with other overrides is another run; the one before is
-# put aside as RUN.before-TIME.
+# another number of steps, by another recipe, from other weights (PARENT, or "") or with other overrides is another run;
+# the one before is put aside as RUN.before-TIME.
 stage() {
   local name="$1-$3" config="$2" steps="$3" weights="$4" parent="$5"
   shift 5
   local run origin
-  origin="$({ [ -z "$parent" ] || cat "$parent"; printf '%s\n' "$@" ${given[@]+"${given[@]}"}; } | sha256sum | cut -c 1-16)"
+  origin="$({ text_of "$config"; [ -z "$parent" ] || cat "$parent"; printf '%s\n' "$@" ${given[@]+"${given[@]}"}; } | sha256sum | cut -c 1-16)"
   if [ "$(cat "$runs/$name.origin" 2> /dev/null)" != "$origin" ]; then
     find "$runs" -maxdepth 1 -name "*_$name" -exec mv {} "{}.before-$(date +%s%N)" \;
     echo "$origin" > "$runs/$name.origin"

@@ -64,5 +64,5 @@ def test_the_shipped_editors_times_are_told_in_a_fresh_process(monkeypatch, caps
 def test_a_benchmark_of_what_cannot_be_loaded_says_so(tmp_path):
     from ldm.evaluation.benchmark_shipped import benchmark_shipped
 
-    with pytest.raises(RuntimeError, match="absent"):
+    with pytest.raises(ValueError, match=r"failed: FileNotFoundError: .*absent"):
         benchmark_shipped(tmp_path / "absent.safetensors", tmp_path / "none.png", rounds=1)

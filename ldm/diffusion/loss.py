@@ -51,9 +51,9 @@ def rectified_noise(
 ) -> torch.Tensor:
     """Return the noise with which training sees what sampling sees: a latent that carries the model's own error.
 
-    DREAM (Zhou et al. 2024, eq. 8): ``noise + lambda (noise - predicted)``, ``lambda = sigma ** power``. The clean
-    latent stays the target; the noised one is then built around ``lambda`` of the model's own estimate of it, so that
-    a later step learns to mend what an earlier one has guessed. noise, predicted (the model's, without gradient):
+    DREAM (Zhou et al. 2024, arXiv 2312.00210): ``noise + lambda (noise - predicted)``, ``lambda = sigma ** power``. The
+    clean latent stays the target; the noised one is then built around ``lambda`` of the model's own estimate of it, so
+    that a later step learns to mend what an earlier one has guessed. noise, predicted (the model's, without gradient):
     ``b c h w``; sigma: ``b 1 1 1``, of ``alpha^2 + sigma^2 = 1``; power: 0 takes the estimate whole, more keeps more
     of the true latent at low noise.
     """

@@ -115,13 +115,13 @@ class Results:
 
 def _draws(records: Sequence[Record]) -> list[tuple]:
     """Return what each picture is a draw of: pictures of one input, whatever their seed, are not independent, and from
-    text alone the same words and seed give the same picture, whatever case it stands in."""
-    first: dict[tuple[str, int], tuple] = {}
+    text alone the same words and seed give the same picture of a subject, whatever case it stands in."""
+    first: dict[tuple[str, str, int], tuple] = {}
     found = []
     for r in records:
         own = (r.case, r.subject, r.index if r.method == PHOTOS else r.input)
         again = r.method in TEXT_METHODS and r.prompt
-        found.append(first.setdefault((r.prompt, r.seed), own) if again else own)
+        found.append(first.setdefault((r.subject, r.prompt, r.seed), own) if again else own)
     return found
 
 

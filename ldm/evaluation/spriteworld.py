@@ -212,7 +212,8 @@ def table(found: dict[str, Figures]) -> str:
     lines = ["| edit | measure | mean | 95 % interval | n |", "|---|---|---|---|---|"]
     for kind, figures in found.items():
         for name, v in figures.items():
-            lines.append(f"| {kind} | {name} | {v.mean:.3g} | {v.low:.3g} to {v.high:.3g} | {v.n} |")
+            span = f"{v.low:.3g} to {v.high:.3g}" if v.known else ""
+            lines.append(f"| {kind} | {name} | {v.mean:.3g} | {span} | {v.n} |")
     return "\n".join(lines)
 
 

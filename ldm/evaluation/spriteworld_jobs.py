@@ -310,7 +310,5 @@ def measure_auto_cfg(ckpt: Path, data: Path, scenes: int, seed: int) -> str:
 
 def _compared(kind: str, name: str, fixed: torch.Tensor, chosen: torch.Tensor) -> str:
     change = m.bootstrap(chosen - fixed)
-    return (
-        f"| {kind} | {name} | {fixed.mean():.2f} | {chosen.mean():.2f} | {change.mean:+.2f} [{change.low:+.2f}, "
-        f"{change.high:+.2f}] | {change.n} |"
-    )
+    span = f" [{change.low:+.2f}, {change.high:+.2f}]" if change.known else ""
+    return f"| {kind} | {name} | {fixed.mean():.2f} | {chosen.mean():.2f} | {change.mean:+.2f}{span} | {change.n} |"

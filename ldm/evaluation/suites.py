@@ -103,9 +103,9 @@ class Case:
     @property
     def left_out(self) -> list[str]:
         """What cannot be measured here for want of pictures, in words."""
-        found, own = [], self.picture and self.picture.resolve()
+        found, own = [], {path.resolve() for path in self.pictures}
         photos = photos_of(self.subject)
-        if self.kind != "prior" and photos and all(path.resolve() == own for path in photos):
+        if self.kind != "prior" and photos and all(path.resolve() in own for path in photos):
             found.append(
                 f"The only photo of {self.subject.name} is the edited one: DINO and CLIP-I are not measured here"
             )

@@ -135,7 +135,7 @@ class LatentDiffusion(pl.LightningModule):
             offset_noise=offset_noise,
             t_power=t_power,
             change_weight=change_weight,
-            dream_detail_preservation=dream_detail_preservation or 0.0,
+            dream_detail_preservation=0.0 if dream_detail_preservation is None else dream_detail_preservation,
         )
         if snr_offset and min_snr_gamma is None:
             raise ValueError(f"snr_offset is {snr_offset}, but min_snr_gamma is null: the loss has no such weights")
@@ -239,10 +239,11 @@ class LatentDiffusion(pl.LightningModule):
         """Return the loss of each sample, ``(b,)``, at time indices ``t`` (integers) with the given noise.
 
         z, noise: ``b c h w``, z scaled; weight: ``b 1 h w`` on the positions, None for equal ones.
-        Ho et al. 2020, eq. 14, for eps; the same error of the other targets.
+        Ho et al. 2020, eq. 14, for eps; the same error of the other targets. While training with
+        dream_detail_preservation the noise is ``rectified_noise`` of what is given.
         """
         alpha, sigma = self.schedule.alpha_sigma(t, z)
-        if self.dream_detail_preservation is not None:
+        if self.training and self.dream_detail_preservation is not None:
             with torch.no_grad():
                 z_t = self.schedule.add_noise(z, noise, t)
                 seen = to_eps(self.parameterization, self.apply_model(z_t, t, conditioning).float(), z_t, alpha, sigma)

@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -204,6 +205,14 @@ def test_masks_are_no_photos_and_a_photo_is_never_compared_with_itself(tmp_path)
         for name in ("input copied", "real photos")
     }
     assert found == {"input copied": [0], "real photos": [0, 0, 0]}
+
+
+def test_edits_of_a_folder_of_the_photos_are_compared_with_none_of_them(tmp_path):
+    content = coloured_suite(tmp_path, picture="photos", mask=None, reach="global")
+    results = bounds(tmp_path, content)
+    copies = [r for r in results.records if r.method == "input copied"]
+    assert len(copies) == 3
+    assert not any("DINO" in r.measures for r in copies)
 
 
 def test_nothing_is_compared_with_the_only_photo_when_that_is_edited(tmp_path):
@@ -419,6 +428,9 @@ def test_the_same_picture_from_text_is_one_draw_in_whatever_cases_it_stands(tmp_
     ]
     rows = Results(suite, [], records, {}, {}, {}, {}).summary()["all edits"]
     assert rows["dreambooth"]["exact (dB)"].draws == 1
+    other = [replace(r, subject="domino") for r in records if r.case == "real"]  # other weights, another picture
+    two = Results(suite, [], [r for r in records if r.case == "drawn"] + other, {}, {}, {}, {}).summary()["all edits"]
+    assert two["dreambooth"]["exact (dB)"].draws == 2
     assert rows["instruct_pix2pix"]["exact (dB)"].draws == 2  # an editor made two edits of one picture
 
 
@@ -497,7 +509,9 @@ def test_the_prior_is_asked_of_every_picture_of_a_folder(tmp_path):
     rows = results.summary()["prior (the plain class)"]
     edited = rows["instruct_pix2pix"]
     assert (edited["DIV"].n, edited["DIV"].draws) == (6, 3)
-    assert rows["input copied"]["DIV"].mean > 0
+    alone = [to_tensor(Image.new("RGB", (8, 8), colour)) for colour in ("white", "black", "teal")]
+    apart = [Distance()(alone[i], alone[j]).item() for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert rows["input copied"]["DIV"].mean == pytest.approx(sum(apart) / 3, rel=0.02)  # however many seeds
     assert rows["real photos"]["PRES"].mean == pytest.approx(0, abs=1e-6)  # red, green and blue
     for i in (1, 2):
         (tmp_path / f"others/{i}.png").unlink()

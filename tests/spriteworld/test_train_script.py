@@ -35,7 +35,8 @@ def fresh(tmp_path):
     (tmp_path / "scripts/setup.sh").write_text("")
     for folder in ("data/spriteworld", "configs/spriteworld", ".venv/bin"):
         (tmp_path / folder).mkdir(parents=True)
-    shutil.copy(ROOT / "configs/spriteworld/model.yaml", tmp_path / "configs/spriteworld")
+    for path in (ROOT / "configs/spriteworld").glob("*.yaml"):
+        shutil.copy(path, tmp_path / "configs/spriteworld")
     (tmp_path / ".venv/bin/python").write_text(PYTHON)
     (tmp_path / ".venv/bin/python").chmod(0o755)
     return tmp_path
@@ -48,12 +49,16 @@ def run(folder, *overrides, **env):
     return done, (folder / "calls").read_text().splitlines()
 
 
+def trained(calls):
+    """The configs of the stages that were trained, in order."""
+    return [call.split()[1].split("/")[-1] for call in calls if call.startswith("scripts/train.py")]
+
+
 def test_a_fresh_checkout_trains_everything_in_order_and_a_second_call_nothing(fresh):
     done, calls = run(fresh)
     assert done.returncode == 0, done.stderr
-    trained = [call.split()[1] for call in calls if call.startswith("scripts/train.py")]
     stages = (*["first-stage"] * 4, "text-to-image", "instruct-pix2pix")
-    assert trained == [f"configs/spriteworld/{name}.yaml" for name in stages]
+    assert trained(calls) == [f"{name}.yaml" for name in stages]
     begun = [part.split("/")[-1] for call in calls for part in call.split() if "ckpt_path=" in part]
     assert begun == ["white.safetensors", "windows-32.safetensors", "windows-48.safetensors"]
     assert (fresh / "data/spriteworld/first-stage.safetensors").read_text().startswith("first-stage-3600")
@@ -84,9 +89,9 @@ def test_a_stopped_stage_is_resumed_and_another_number_of_steps_is_another_run(f
 def test_overrides_go_to_every_stage_after_its_own(fresh):
     done, calls = run(fresh, "training.precision=bf16", "data.params.train.params.seed=77", STEPS_RECOGNISER="5")
     assert done.returncode == 0, done.stderr
-    trained = [call.split() for call in calls if call.startswith("scripts/train.py")]
-    assert len(trained) == 6
-    for words in trained:
+    lines = [call.split() for call in calls if call.startswith("scripts/train.py")]
+    assert len(lines) == 6
+    for words in lines:
         assert "training.precision=bf16" in words
         seeds = [word for word in words if "train.params.seed=" in word]
         assert seeds[-1] == "data.params.train.params.seed=77"
@@ -94,9 +99,6 @@ def test_overrides_go_to_every_stage_after_its_own(fresh):
 
 
 def test_what_follows_a_stage_that_was_trained_anew_is_trained_anew(fresh):
-    def trained(calls):
-        return [call.split()[1].split("/")[-1] for call in calls if call.startswith("scripts/train.py")]
-
     assert run(fresh, STEPS_FIRST_STAGE="10")[0].returncode == 0
     done, calls = run(fresh)  # the whole length after a trial
     assert done.returncode == 0, done.stderr
@@ -104,3 +106,14 @@ def test_what_follows_a_stage_that_was_trained_anew_is_trained_anew(fresh):
     assert trained(run(fresh)[1]) == []
     assert trained(run(fresh, STEPS_TEXT="9")[1]) == ["text-to-image.yaml", "instruct-pix2pix.yaml"]
     assert trained(run(fresh, "training.precision=bf16", STEPS_TEXT="9")[1])[-1] == "instruct-pix2pix.yaml"
+
+
+def test_another_recipe_is_another_run_also_where_a_base_says_it(fresh):
+    run(fresh)
+    recipe = fresh / "configs/spriteworld/instruct-pix2pix.yaml"
+    recipe.write_text(recipe.read_text().replace("t_power: 1.5", "t_power: 1.0"))
+    assert trained(run(fresh)[1]) == ["instruct-pix2pix.yaml"]
+    network = fresh / "configs/spriteworld/edit-model.yaml"  # only the editor's
+    network.write_text(network.read_text() + "\n# another line\n")
+    assert trained(run(fresh)[1]) == ["instruct-pix2pix.yaml"]
+    assert trained(run(fresh)[1]) == []

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from ldm.checkpoint import read_checkpoint
 from ldm.config import instantiate_from_config, load_config
+from ldm.diffusion.parameterization import to_eps
 from ldm.models.build import CONFIGS, load_model
 from ldm.training.callbacks import ProgressBar, looking
 from ldm.training.run import choose_precision, settings_of, train
@@ -209,10 +210,30 @@ def test_what_lightning_refuses_is_one_line_and_leaves_no_run_folder(tmp_path, m
 )
 def test_a_parameter_that_is_no_number_is_named(name):
     config = editor_config()
-    for value in ("x", -1, True):
+    for value in ("x", -1, True, False):
         config.model.params[name] = value
         with pytest.raises(ValueError, match=rf"model\.params\.{name} is .*; a number from 0"):
             instantiate_from_config(config.model)
+
+
+@pytest.mark.parametrize("name", ["eps", "v"])
+def test_dream_moves_the_target_of_a_network_that_predicts_the_noise(name):
+    config = editor_config()
+    config.model.params |= {"dream_detail_preservation": 1.0, "parameterization": name, "min_snr_gamma": None}
+    config.model.params.snr_offset = 0.0
+    model = instantiate_from_config(config.model)
+    shape = (2, model.latent_channels, 8, 8)
+    z, noise, estimate = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    model.apply_model = lambda *_: estimate
+    t = torch.tensor([300, 700])
+    alpha, sigma = model.schedule.alpha_sigma(t, z)
+    seen = to_eps(name, estimate, alpha * z + sigma * noise, alpha, sigma)
+    noise_then = noise + sigma * (noise - seen)
+    wanted = noise_then if name == "eps" else alpha * noise_then - sigma * z
+    torch.testing.assert_close(model.p_losses(z, None, t, noise), (estimate - wanted).square().mean((1, 2, 3)))
+    model.eval()  # what validates compares steps by the same noise
+    wanted = noise if name == "eps" else alpha * noise - sigma * z
+    torch.testing.assert_close(model.p_losses(z, None, t, noise), (estimate - wanted).square().mean((1, 2, 3)))
 
 
 def test_dream_looks_once_without_a_gradient_and_learns_from_its_own_estimate():
