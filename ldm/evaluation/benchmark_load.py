@@ -54,7 +54,8 @@ def benchmark_load(size: str, precision: str, folder: Path) -> dict[str, int]:
         command = [sys.executable, "-c", _CHILD, str(path), precision, config]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise RuntimeError(f"loading failed: {result.stderr.strip().splitlines()[-1:]}")
+            said = result.stderr.strip().splitlines() or ["it said nothing"]
+            raise ValueError(f"loading failed: {said[-1]}")
         return {"file": written, **json.loads(result.stdout.splitlines()[-1])}
     finally:
         path.unlink(missing_ok=True)
