@@ -19,7 +19,7 @@ run_of() { find "$runs" -maxdepth 1 -name "*_$1" | sort | tail -n 1; }
 text_of() {
   local base
   cat "$1"
-  for base in $(sed -n 's/^base: *//p' "$1" | tr -d '[],'); do text_of "$(dirname "$1")/$base"; done
+  for base in $(sed -n 's/#.*//; s/^base: *//p' "$1" | tr -d '[],'); do text_of "$(dirname "$1")/$base"; done
 }
 
 # stage NAME CONFIG STEPS WEIGHTS PARENT [override ...]: train, or resume, then put the weights in their place. A run of

@@ -237,8 +237,8 @@ def _measure_case(
         captions = (case.caption_before, case.caption_after)
         found = metrics.field_measures(models, pictures, others, inputs, captions, case.kind == "prior")
         found |= _by_ground_truth(prepared, pictures, others, models, recogniser, name not in TEXT_METHODS)
-        if case.left_out and name not in TEXT_METHODS:  # edits of one picture are alike whatever became of the prior
-            found.pop("DIV", None)
+        if prepared.different < 2 and name not in TEXT_METHODS:  # alike whatever became of the prior
+            found = {key: values for key, values in found.items() if not metrics.MEASURES[key].pairs}
         if name in BOUNDS:
             found = _without_copies(found, prepared.different, n)
         for i in range(n):

@@ -106,11 +106,10 @@ class Case:
         found, own = [], {path.resolve() for path in self.pictures}
         photos = photos_of(self.subject)
         if self.kind != "prior" and photos and all(path.resolve() in own for path in photos):
-            found.append(
-                f"The only photo of {self.subject.name} is the edited one: DINO and CLIP-I are not measured here"
-            )
-        if self.kind == "prior" and len(self.pictures) == 1:
-            found.append("One picture of the class: DIV is not measured of editors, whose samples all come from it")
+            name = self.subject.name
+            found.append(f"No photo of {name} but what is edited: DINO and CLIP-I are not measured here")
+        if self.kind == "prior" and (len(self.pictures) == 1 or (self.drawn or {}).get("scenes") == 1):
+            found.append("One input: DIV and variety are not measured of editors, whose samples all come from it")
         return found
 
 

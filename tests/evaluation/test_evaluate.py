@@ -224,7 +224,7 @@ def test_nothing_is_compared_with_the_only_photo_when_that_is_edited(tmp_path):
     assert not any("DINO" in r.measures for r in made.records)
     page = Page()
     page.feed((tmp_path / "made/report.html").read_text(encoding="utf-8"))
-    assert "The only photo of rex is the edited one: DINO and CLIP-I are not measured here." in page.text
+    assert "No photo of rex but what is edited: DINO and CLIP-I are not measured here." in page.text
     results = bounds(tmp_path, content)
     assert [r.method for r in results.records] == ["input copied"]
     assert "DINO" not in results.records[0].measures
@@ -518,11 +518,22 @@ def test_the_prior_is_asked_of_every_picture_of_a_folder(tmp_path):
     rows = evaluated("one").summary()["prior (the plain class)"]
     assert "DIV" not in rows["instruct_pix2pix"]
     assert "PRES" in rows["instruct_pix2pix"]
-    assert "DIV is not measured of editors" in (tmp_path / "one/report.html").read_text()
+    assert "DIV and variety are not measured of editors" in (tmp_path / "one/report.html").read_text()
     (tmp_path / "others/0.png").unlink()
     holes = read_suite(write(tmp_path, content), ROOT).holes
     assert list(holes) == ["a plain dog"]
     assert re.fullmatch(r"put pictures into '.*others'", holes["a plain dog"])
+
+
+def test_the_prior_of_one_drawn_scene_says_nothing_of_how_unlike_edits_are(tmp_path):
+    content = suite_content(tmp_path)
+    plain = content["cases"][3] | {"prompts": {"instruct_pix2pix": "replace the wolf with a {class_word}"}}
+    plain["drawn"] = plain["drawn"] | {"scenes": 1}
+    content |= {"cases": [plain], "seeds": [0, 1]}
+    rows = run(tmp_path, tmp_path / "out", GIVEN[1:], content).summary()["prior (the plain class)"]
+    assert {"leak", "PRES (recogniser)"} <= set(rows["instruct_pix2pix"])
+    assert not {"DIV (recogniser)", "variety"} & set().union(*rows.values())
+    assert "One input: DIV and variety" in (tmp_path / "out/report.html").read_text()
 
 
 def test_the_exact_answers_shadow_is_no_lost_background_for_any_measure(tmp_path):

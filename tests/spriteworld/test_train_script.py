@@ -114,6 +114,8 @@ def test_another_recipe_is_another_run_also_where_a_base_says_it(fresh):
     recipe.write_text(recipe.read_text().replace("t_power: 1.5", "t_power: 1.0"))
     assert trained(run(fresh)[1]) == ["instruct-pix2pix.yaml"]
     network = fresh / "configs/spriteworld/edit-model.yaml"  # only the editor's
-    network.write_text(network.read_text() + "\n# another line\n")
-    assert trained(run(fresh)[1]) == ["instruct-pix2pix.yaml"]
+    network.write_text(network.read_text().replace("base: model.yaml", "base: model.yaml  # the network"))
+    done, calls = run(fresh)
+    assert trained(calls) == ["instruct-pix2pix.yaml"]
+    assert "No such file" not in done.stderr
     assert trained(run(fresh)[1]) == []
