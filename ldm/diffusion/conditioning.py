@@ -47,6 +47,11 @@ def null_picture(conditioning: Conditioning) -> Conditioning:
     return Conditioning(conditioning.c_crossattn, concat)
 
 
+def dropped(u: torch.Tensor, text: float = 0.05, image: float = 0.05, both: float = 0.05) -> torch.Tensor:
+    """Return ``(b,)`` booleans: of which samples ``drop_conditioning`` takes the text, the picture or both by ``u``."""
+    return u < text + image + both
+
+
 def drop_conditioning(
     conditioning: Conditioning,
     null_text: torch.Tensor,
@@ -66,8 +71,8 @@ def drop_conditioning(
         raise ValueError(f"dropout probabilities text={text}, image={image}, both={both} must be >= 0, sum <= 1")
     u = torch.rand(len(conditioning), generator=generator) if u is None else u
     u = u.to(conditioning.c_crossattn.device)
-    drop_text = (u < text) | ((u >= text + image) & (u < text + image + both))
-    drop_image = (u >= text) & (u < text + image + both)
+    drop_image = dropped(u, text, image, both) & (u >= text)
+    drop_text = dropped(u, text, image, both) & ~(drop_image & (u < text + image))
     crossattn = torch.where(drop_text[:, None, None], null_text.to(conditioning.c_crossattn), conditioning.c_crossattn)
     concat = conditioning.c_concat
     if concat is not None:

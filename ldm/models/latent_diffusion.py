@@ -12,7 +12,7 @@ from torch import nn
 
 from ldm.checkpoint import Checkpoint, LoadReport, load_into, read_checkpoint
 from ldm.config import instantiate_from_config
-from ldm.diffusion.conditioning import Conditioning, drop_conditioning
+from ldm.diffusion.conditioning import Conditioning, drop_conditioning, dropped
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.loss import change_weights, min_snr_weights, prior_preservation, rectified_noise, sample_losses
 from ldm.diffusion.parameterization import check_parameterization, target, to_eps
@@ -81,6 +81,7 @@ class LatentDiffusion(pl.LightningModule):
         dropout_text: float = 0.0,
         dropout_image: float = 0.0,
         dropout_both: float = 0.0,
+        dropped_weight: float = 1.0,
         min_snr_gamma: float | None = None,
         snr_offset: float = 0.0,
         offset_noise: float = 0.0,
@@ -92,13 +93,15 @@ class LatentDiffusion(pl.LightningModule):
 
         scale_factor: multiplies the latent that is diffused (not ``c_concat``). weights: "ema", "raw" or "auto",
         which copy of the UNet to load. The rest is for training: unet_trainable and cond_stage_trainable say what
-        learns; dropout_*: probabilities of dropping the text, the picture, or both; reg_weight: of the
-        regularization half of a batch; min_snr_gamma: None for the plain loss, and snr_offset: see
+        learns; dropout_*: probabilities of dropping the text, the picture, or both; dropped_weight: what such a sample
+        counts in the loss (what it is to become cannot be known, so its error is several times the others');
+        reg_weight: of the regularization half of a batch; min_snr_gamma: None for the plain loss, and snr_offset: see
         ``min_snr_weights``; offset_noise: strength of noise that is the same at every position of a channel (about
         0.1), beside the plain one; t_power: time indices are ``T u^(1/t_power)``, 1 uniform, more draws noisier ones;
         change_weight: how much more a latent position counts where the pair's two pictures differ;
         dream_detail_preservation: None, or the power p of ``rectified_noise`` (1 is its paper's; one more evaluation a
-        step, without gradient). Raises ValueError for unknown names or a checkpoint that does not fit.
+        step, without gradient). Raises ValueError for unknown names, a dropped_weight without dropout, or a checkpoint
+        that does not fit.
         """
         super().__init__()
         if conditioning_key not in CONDITIONING_KEYS:
@@ -130,6 +133,7 @@ class LatentDiffusion(pl.LightningModule):
             dropout_text=dropout_text,
             dropout_image=dropout_image,
             dropout_both=dropout_both,
+            dropped_weight=dropped_weight,
             min_snr_gamma=0.0 if min_snr_gamma is None else min_snr_gamma,
             snr_offset=snr_offset,
             offset_noise=offset_noise,
@@ -139,7 +143,10 @@ class LatentDiffusion(pl.LightningModule):
         )
         if snr_offset and min_snr_gamma is None:
             raise ValueError(f"snr_offset is {snr_offset}, but min_snr_gamma is null: the loss has no such weights")
+        if dropped_weight != 1 and not dropout_text + dropout_image + dropout_both:
+            raise ValueError(f"dropped_weight is {dropped_weight}, but nothing is dropped: every dropout_* is 0")
         self.min_snr_gamma, self.snr_offset = min_snr_gamma, snr_offset
+        self.dropped_weight = dropped_weight
         self.dropout = {"text": dropout_text, "image": dropout_image, "both": dropout_both}
         self.change_weight, self.offset_noise = change_weight, offset_noise
         self.dream_detail_preservation = dream_detail_preservation
@@ -287,12 +294,14 @@ class LatentDiffusion(pl.LightningModule):
             noise = noise + self.offset_noise * draw.randn((*z.shape[:2], 1, 1)).to(device)
         conditioning = Conditioning(self._states_for_training(batch["text"]), c_concat)
         if any(self.dropout.values()):
-            null = self._states_for_training([""])
-            conditioning = drop_conditioning(conditioning, null, u=draw.rand(b), **self.dropout)
+            null, u = self._states_for_training([""]), draw.rand(b)
+            conditioning = drop_conditioning(conditioning, null, u=u, **self.dropout)
         weight = None
         if self.change_weight and c_concat is not None:
             weight = change_weights(z, c_concat * self.scale_factor, self.change_weight)
         losses = self.p_losses(z, conditioning, t, noise, weight)
+        if self.dropped_weight != 1:
+            losses = torch.where(dropped(u, **self.dropout).to(device), self.dropped_weight, 1.0) * losses
         is_reg = batch.get("is_reg", torch.zeros(b, dtype=torch.bool, device=device))
         loss, parts = prior_preservation(losses, is_reg, self.reg_weight)
         self.log("train/loss", loss.detach())

@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.images import to_tensor
-from ldm.spriteworld.instructions import KINDS, RARE_SHARE, Edit, caption, random_edit
-from ldm.spriteworld.scene import COLOURS, PATTERNS, Coat, Scene, coloured, draw, random_scene, subject_mask
+from ldm.spriteworld.instructions import KINDS, RARE_SHARE, Edit, caption, random_edit, with_coat
+from ldm.spriteworld.scene import COLOURS, PATTERNS, STYLES, Coat, Scene, coloured, draw, random_scene, subject_mask
 
 Item = dict[str, Any]
+STYLED = ("class", "place", "accessory")  # the kinds of edits that a scene of any style allows
 CONTRAST = 0.4  # the usual standard deviation of brightness, of [-1, 1], in and around an animal by day
 
 
@@ -149,15 +150,22 @@ class SpriteTriplets(_Drawn):
         size: int = 64,
         rare_share: float = RARE_SHARE,
         any_coat: float = 0.0,
+        any_style: float = 0.0,
+        named_coat: float = 0.0,
         kinds: dict[str, float] | None = None,
     ):
         """rare_share: the share of class instructions with a meaningless rare word before the class word. any_coat: the
         share of inputs whose animal wears any two colours in any pattern; what does not ask for another coat keeps it.
-        kinds: weights of the kinds of edits, those not named 0; None for ``KIND_SHARES``. Raises ValueError for a share
-        outside 0 to 1, or for an unknown kind or a weight below 0.
+        any_style: the share of class, place and accessory edits whose style is drawn evenly (three of four scenes are
+        by day otherwise, and night and grey, of little contrast, are the hardest to draw). named_coat: the share of
+        class edits that say which coat the new animal wears ("a golden dog": nothing is left to luck). kinds: weights
+        of the kinds of edits, those not named 0; None for ``KIND_SHARES``. Raises ValueError for a share outside 0 to
+        1, or for an unknown kind or a weight below 0.
         """
         super().__init__(length, seed, size)
         _check_share("any_coat", any_coat)
+        _check_share("any_style", any_style)
+        _check_share("named_coat", named_coat)
         for kind, weight in (kinds or {}).items():
             if kind not in KINDS:
                 raise ValueError(f"unknown kind of edit {kind!r} in kinds; known: {', '.join(KINDS)}")
@@ -165,7 +173,8 @@ class SpriteTriplets(_Drawn):
                 raise ValueError(f"kinds.{kind} is {weight}; a weight from 0 is expected")
         if kinds is not None and not sum(kinds.values()) > 0:
             raise ValueError("kinds has no weight above 0")
-        self.rare_share, self.any_coat, self.kinds = rare_share, any_coat, kinds
+        self.rare_share, self.any_coat, self.any_style, self.kinds = rare_share, any_coat, any_style, kinds
+        self.named_coat = named_coat
 
     def __getitem__(self, index: int) -> Item:
         """Return item ``index``."""
@@ -180,8 +189,11 @@ class SpriteTriplets(_Drawn):
         if self.kinds is not None:
             weights = np.asarray(list(self.kinds.values()), dtype=np.float64)
             kind = str(rng.choice(list(self.kinds), p=weights / weights.sum()))
+        edit, look = random_edit(rng, kind, rare_share=self.rare_share), {}
         if self.any_coat and rng.random() < self.any_coat:
-            edit = random_edit(rng, kind, rare_share=self.rare_share)
-            source = replace(edit.source, coat=any_coat(rng))
-            return random_edit(rng, edit.kind, source, self.rare_share)
-        return random_edit(rng, kind, rare_share=self.rare_share)
+            look["coat"] = any_coat(rng)
+        if self.any_style and edit.kind in STYLED and rng.random() < self.any_style:
+            look["style"] = str(rng.choice(STYLES))
+        edit = random_edit(rng, edit.kind, replace(edit.source, **look), self.rare_share) if look else edit
+        named = self.named_coat and edit.kind == "class" and rng.random() < self.named_coat
+        return with_coat(edit) if named else edit

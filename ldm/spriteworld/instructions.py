@@ -7,6 +7,7 @@ picture. Without it a word the text encoder has never met acts as a colour or a 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -148,6 +149,17 @@ def _edit_class(rng: np.random.Generator, source: Scene, rare_share: float) -> t
     target = swap(source, _one_of(rng, tuple(name for name in ANIMALS if name != source.animal)), rng)
     wording = _choose(rng, CLASS_WORDINGS)
     return target, wording.format(source=source.animal, target=_noun(rng, target.animal, rare_share))
+
+
+def with_coat(edit: Edit) -> Edit:
+    """Name the new animal's natural coat in a class edit: "replace the wolf with a golden dog".
+
+    :raises ValueError: for an edit of another kind.
+    """
+    if edit.kind != "class":
+        raise ValueError(f"found {edit.kind!r}: only a class edit has a new animal whose coat could be named")
+    named = re.sub(r"\ba ", f"a {COAT_WORDS[edit.target.coat]} ", edit.instruction, count=1)
+    return replace(edit, instruction=named)
 
 
 def _edit_place(rng: np.random.Generator, source: Scene, rare_share: float) -> tuple[Scene, str]:

@@ -19,16 +19,30 @@ MOON: RGB = (240, 240, 214)
 LAMP: RGB = (255, 214, 120)
 
 
-def layout(seed: int, count: int) -> list[float]:
-    """Spread a seed into `count` numbers in [0, 1): the same ones everywhere (splitmix64)."""
+LAYOUTS = 6  # every place comes in so many: which one a picture shows tells where all else stands in another place
+
+
+def _spread(seed: int, count: int) -> list[int]:
+    """Spread a seed into `count` whole numbers of 64 bits: the same ones everywhere (splitmix64)."""
     mask, numbers = (1 << 64) - 1, []
-    state = (seed * 0x9E3779B97F4A7C15 + 0x1234567) & mask
+    state = (seed * 0xD1342543DE82EF95 + 0x1234567) & mask
     for _ in range(count):
         state = (state + 0x9E3779B97F4A7C15) & mask
         z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        numbers.append(((z ^ (z >> 31)) >> 11) / (1 << 53))
+        numbers.append(z ^ (z >> 31))
     return numbers
+
+
+@lru_cache
+def layout(seed: int, count: int) -> tuple[float, ...]:
+    """Turn a seed into `count` numbers in (0, 1), those of layout `seed % LAYOUTS`.
+
+    A Latin hypercube: over the six layouts each number takes the middles of six equal parts, each once, so that any
+    two layouts differ in all of them.
+    """
+    ranks = (sorted(range(LAYOUTS), key=_spread(j, LAYOUTS).__getitem__) for j in range(count))
+    return tuple((order.index(seed % LAYOUTS) + 0.5) / LAYOUTS for order in ranks)
 
 
 class Canvas:
@@ -72,7 +86,7 @@ def _side(u: float) -> float:
     return 0.10 + 0.24 * u if u < 0.5 else 0.66 + 0.24 * u
 
 
-def meadow(c: Canvas, u: list[float]) -> None:
+def meadow(c: Canvas, u: tuple[float, ...]) -> None:
     """Paint a meadow on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.62, (112, 184, 244), (206, 234, 252))
     c.sun(_side(u[0]), 0.14)
@@ -85,7 +99,7 @@ def meadow(c: Canvas, u: list[float]) -> None:
     c.oval(x - 0.02, 0.34, 0.085, 0.095, (84, 166, 86))
 
 
-def beach(c: Canvas, u: list[float]) -> None:
+def beach(c: Canvas, u: tuple[float, ...]) -> None:
     """Paint a beach on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.46, (86, 178, 246), (198, 234, 252))
     c.sun(_side(u[0]), 0.14)
@@ -97,7 +111,7 @@ def beach(c: Canvas, u: list[float]) -> None:
     c.box(0, 0.625, 1, 0.65, (236, 248, 246))
 
 
-def forest(c: Canvas, u: list[float]) -> None:
+def forest(c: Canvas, u: tuple[float, ...]) -> None:
     """Paint a forest on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.66, (150, 196, 140), (196, 222, 160))
     for i in range(5):
@@ -110,7 +124,7 @@ def forest(c: Canvas, u: list[float]) -> None:
     c.fade(0.66, 1, (98, 148, 66), (66, 110, 52))
 
 
-def snow(c: Canvas, u: list[float]) -> None:
+def snow(c: Canvas, u: tuple[float, ...]) -> None:
     """Paint the snow on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.64, (128, 174, 220), (206, 222, 240))
     c.sun(0.36 + 0.28 * u[0], 0.13, 0.065)
@@ -124,7 +138,7 @@ def snow(c: Canvas, u: list[float]) -> None:
     c.fade(0.64, 1, (238, 244, 252), (196, 214, 238))
 
 
-def city(c: Canvas, u: list[float]) -> None:
+def city(c: Canvas, u: tuple[float, ...]) -> None:
     """Paint a city on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.66, (146, 186, 222), (222, 228, 232))
     c.lights.append(("oval", (_side(u[0]), 0.10, 0.055, 0.055), MOON))
@@ -143,7 +157,7 @@ def city(c: Canvas, u: list[float]) -> None:
     c.fade(0.72, 1, (124, 126, 134), (92, 94, 104))
 
 
-def desert(c: Canvas, u: list[float]) -> None:
+def desert(c: Canvas, u: tuple[float, ...]) -> None:
     """Paint a desert on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.66, (126, 198, 226), (254, 238, 200))
     c.sun(_side(u[0]), 0.15, 0.085)
@@ -158,7 +172,7 @@ def desert(c: Canvas, u: list[float]) -> None:
     c.fade(0.66, 1, (222, 144, 100), (190, 106, 76))
 
 
-def room(c: Canvas, u: list[float]) -> None:
+def room(c: Canvas, u: tuple[float, ...]) -> None:
     """Paint a room on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.665, (172, 204, 198), (196, 220, 210))
     x = 0.22 + 0.10 * u[1] if u[0] < 0.5 else 0.68 + 0.10 * u[1]
@@ -177,7 +191,7 @@ def room(c: Canvas, u: list[float]) -> None:
     c.oval(0.5, 0.89, 0.36, 0.062, (206, 122, 108))
 
 
-def mountains(c: Canvas, u: list[float]) -> None:
+def mountains(c: Canvas, u: tuple[float, ...]) -> None:
     """Paint the mountains on the canvas; u: numbers in [0, 1) that decide the layout."""
     c.fade(0, 0.64, (120, 176, 232), (228, 236, 244))
     c.sun(_side(u[0]), 0.12, 0.065)
@@ -192,7 +206,7 @@ def mountains(c: Canvas, u: list[float]) -> None:
     c.fade(0.64, 1, (150, 164, 122), (112, 128, 96))
 
 
-PAINTERS: dict[str, Callable[[Canvas, list[float]], None]] = {
+PAINTERS: dict[str, Callable[[Canvas, tuple[float, ...]], None]] = {
     "meadow": meadow,
     "beach": beach,
     "forest": forest,

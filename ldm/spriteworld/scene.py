@@ -15,7 +15,8 @@ from ldm.spriteworld.animals import ANIMALS, STANCES, Figure, Part, figure
 from ldm.spriteworld.places import PLACES, RGB, glow, paint
 
 __all__ = [
-    "ANIMALS", "COATS", "COAT_WORDS", "COLOURS", "FACINGS", "PATTERNS", "PLACES", "STANCES", "STYLES", "SUBJECTS",
+    "ANIMALS", "COATS", "COAT_WORDS", "COLOURS", "FACINGS", "PATTERNS", "PLACES", "SCALES", "STANCES", "STANDS_X",
+    "STANDS_Y", "STYLES", "SUBJECTS",
     "Coat", "Pose", "Scene", "Subject", "coloured", "draw", "random_scene", "subject_mask", "subject_scene", "swap",
 ]  # fmt: skip
 
@@ -26,9 +27,9 @@ class Pose:
 
     stance: str  # "stand", "walk" or "sit"
     facing: str  # "left" or "right"
-    x: float  # the animal's middle, about 0.38 to 0.62
-    y: float  # the ground under its feet, about 0.80 to 0.93
-    scale: float  # about 0.8 to 1.15
+    x: float  # the animal's middle, about 0.38 to 0.62; random scenes take one of STANDS_X
+    y: float  # the ground under its feet, about 0.80 to 0.94; one of STANDS_Y
+    scale: float  # about 0.8 to 1.15; one of SCALES
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Coat:
 
 @dataclass(frozen=True)
 class Scene:
-    """Hold everything that decides a picture; `seed` decides only the layout of the place."""
+    """Hold everything that decides a picture; `seed` decides only which of its layouts the place has."""
 
     animal: str
     pose: Pose
@@ -65,6 +66,11 @@ class Subject:
 
 
 FACINGS = ("left", "right")
+# Animals stand on a grid of half a latent's cell (4 of 64 pixels) and come in three sizes, as sprites do: what has to
+# be learned is a finite number of pictures, not where an edge lies to a fraction of a pixel.
+STANDS_X = (0.4375, 0.5, 0.5625)
+STANDS_Y = (0.8125, 0.875, 0.9375)
+SCALES = (0.86, 0.97, 1.08)
 STYLES = ("day", "night", "grey", "sunset")
 
 # Which regions take the second colour under a pattern; markings that no pattern names are not drawn.
@@ -311,7 +317,8 @@ def random_scene(rng: np.random.Generator, **fixed: object) -> Scene:
     for name in fixed:
         _known("field", name, tuple(sorted(names)))
     u = rng.random(12).tolist()
-    pose = Pose(_pick(u[0], STANCES), _pick(u[1], FACINGS), 0.42 + 0.16 * u[2], 0.82 + 0.10 * u[3], 0.85 + 0.25 * u[4])
+    choices = (STANCES, FACINGS, STANDS_X, STANDS_Y, SCALES)
+    pose = Pose(*(_pick(number, among) for number, among in zip(u, choices, strict=False)))
     pose = fixed.get("pose", replace(pose, **{k: v for k, v in fixed.items() if k in pose_names}))
     animal = fixed.get("animal", _pick(u[5], ANIMALS))
     _known("animal", animal, ANIMALS)

@@ -285,6 +285,7 @@ def _inference_params(params: dict[str, Any]) -> dict[str, Any]:
         "dropout_text",
         "dropout_image",
         "dropout_both",
+        "dropped_weight",
         "t_power",
         "change_weight",
         "dream_detail_preservation",

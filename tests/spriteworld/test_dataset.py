@@ -73,6 +73,34 @@ def test_kinds_of_edits_come_as_often_as_their_weights_say():
     assert {edit.kind for edit in coloured} == {"colour"}
 
 
+def test_any_style_makes_dark_and_grey_edits_as_frequent_as_it_says():
+    """A style is one field: the pose stays, and edits of style and colour, which need a day, stay whole."""
+    kinds = {"class": 1.0, "place": 1.0, "accessory": 1.0}
+    usual, even = (SpriteTriplets(600, seed=6, any_style=share, kinds=kinds) for share in (0.0, 1.0))
+    for data, share in ((usual, 0.76), (even, 0.25)):
+        edits = [data.edit(i) for i in range(600)]
+        assert np.mean([edit.source.style == "day" for edit in edits]) == pytest.approx(share, abs=0.06)
+        assert all(edit.source.style == edit.target.style for edit in edits)
+    grey = [i for i in range(600) if even.edit(i).source.style == "grey"]
+    assert len(grey) == pytest.approx(150, abs=40)
+    assert all(even.edit(i).source.pose == usual.edit(i).source.pose for i in grey)
+    others = [SpriteTriplets(60, seed=6, any_style=share, kinds={"style": 1, "colour": 1}) for share in (0.0, 1.0)]
+    assert [others[0].edit(i) for i in range(60)] == [others[1].edit(i) for i in range(60)]
+    with pytest.raises(ValueError, match="any_style is 3"):
+        SpriteTriplets(4, any_style=3)
+
+
+def test_named_coats_leave_the_pictures_and_come_as_often_as_they_should():
+    plain, half = (SpriteTriplets(300, seed=6, named_coat=share, kinds={"class": 1, "place": 1}) for share in (0, 0.5))
+    found = [(plain.edit(i), half.edit(i)) for i in range(300)]
+    assert all((a.source, a.target) == (b.source, b.target) for a, b in found)
+    other = [a.instruction != b.instruction for a, b in found if a.kind == "class"]
+    assert np.mean(other) == pytest.approx(0.5, abs=0.12)
+    assert all(a == b for a, b in found if a.kind == "place")
+    with pytest.raises(ValueError, match="named_coat is 7"):
+        SpriteTriplets(4, named_coat=7)
+
+
 @pytest.mark.parametrize(
     ("kinds", "said"),
     [({"klass": 1}, "unknown kind of edit 'klass'"), ({"class": -1}, "kinds.class is -1"), ({}, "no weight above 0")],

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from dataclasses import fields, replace
 
@@ -15,8 +16,9 @@ from ldm.spriteworld.instructions import (
     colour_word,
     random_edit,
     rare_word,
+    with_coat,
 )
-from ldm.spriteworld.scene import ANIMALS, COATS, COLOURS, PLACES, Pose, Scene, coloured, draw, random_scene
+from ldm.spriteworld.scene import ANIMALS, COAT_WORDS, COATS, COLOURS, PLACES, Pose, Scene, coloured, draw, random_scene
 
 SCENE = Scene("wolf", Pose("stand", "right", 0.5, 0.88, 1.0), COATS["wolf"][0], "meadow", "day", None, None, 3)
 MAY_CHANGE = {
@@ -78,6 +80,21 @@ def test_class_edits_name_the_new_class_and_draw_its_coat():
         assert edit.target.coat in COATS[edit.target.animal]
     assert {(e.source.animal, e.target.animal) for e in made} == {(a, b) for a in ANIMALS for b in ANIMALS if a != b}
     assert {e.target.coat for e in made if e.target.animal == "dog"} == set(COATS["dog"])
+
+
+def test_a_class_edit_can_name_the_natural_coat_it_leads_to():
+    made = edits("class", rare_share=0.3)
+    for edit in made:
+        named, word = with_coat(edit), COAT_WORDS[edit.target.coat]
+        assert (named.source, named.target, named.kind) == (edit.source, edit.target, "class")
+        assert re.search(rf"\ba {word} (\w{{3}} )?{edit.target.animal}\b", named.instruction)
+        assert named.instruction.replace(f"{word} ", "", 1) == edit.instruction
+    assert any(edit.instruction.startswith("a ") for edit in made)
+    later = [with_coat(edit) for edit in made if " a " in edit.instruction]
+    told = {(edit.target.animal, edit.instruction.split(" a ")[-1].split()[0]) for edit in later}
+    assert {("dog", "golden"), ("dog", "brown"), ("cat", "black"), ("wolf", "grey")} <= told
+    with pytest.raises(ValueError, match="only a class edit"):
+        with_coat(edits("place", 1)[0])
 
 
 def test_place_edits_name_the_new_place():

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,14 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ldm.spriteworld.places import LAYOUTS, layout
 from ldm.spriteworld.scene import (
     ANIMALS,
     COAT_WORDS,
     COATS,
     COLOURS,
+    FACINGS,
     PATTERNS,
     PLACES,
+    SCALES,
     STANCES,
+    STANDS_X,
+    STANDS_Y,
     STYLES,
     SUBJECTS,
     Coat,
@@ -261,7 +267,30 @@ def test_random_scenes_cover_everything_and_take_natural_coats():
     assert {s.coat for s in scenes} == {coat for coats in COATS.values() for coat in coats} == set(COAT_WORDS)
     assert 0.65 < np.mean([s.style == "day" for s in scenes]) < 0.85
     assert 0.05 < np.mean([s.hat is not None for s in scenes]) < 0.2
-    assert all(0.38 <= s.pose.x <= 0.62 and 0.8 <= s.pose.y <= 0.93 and 0.8 <= s.pose.scale <= 1.15 for s in scenes)
+    assert {s.pose.scale for s in scenes} == set(SCALES)
+    assert len({(s.animal, *vars(s.pose).values()) for s in (random_scene(rng) for _ in range(20000))}) == 6 * 162
+
+
+def test_animals_stand_on_half_cells_of_the_latents_well_inside_the_picture():
+    """A cell of the first stage is 8 of 64 pixels wide."""
+    for places in (STANDS_X, STANDS_Y):
+        assert all((16 * place) == int(16 * place) for place in places)
+    for x, y, scale, animal in itertools.product((min(STANDS_X), max(STANDS_X)), STANDS_Y, SCALES, ANIMALS):
+        for stance, facing in itertools.product(STANCES, FACINGS):
+            scene = replace(SCENE, animal=animal, hat="red", pose=Pose(stance, facing, x, y, scale))
+            seen, all_of_it = mask(scene), mask(replace(scene, pose=replace(scene.pose, x=0.5, y=0.875)))
+            assert seen.sum() > 0.985 * all_of_it.sum()
+
+
+def test_one_place_tells_where_everything_stands_in_all_others():
+    """Two layouts never agree in anything; a seed beyond the last begins again."""
+    numbers = np.array([layout(seed, 12) for seed in range(LAYOUTS)])
+    assert all(len(set(column)) == LAYOUTS for column in numbers.T.tolist())
+    assert layout(LAYOUTS + 2, 12) == layout(2, 12)
+    for place in PLACES:
+        pictures = [pixels(replace(SCENE, place=place, seed=seed), empty=True) for seed in range(LAYOUTS + 1)]
+        assert (pictures[0] == pictures[-1]).all()
+        assert all(abs(a - b).max() > 20 for a, b in itertools.combinations(pictures[:-1], 2))
 
 
 @pytest.mark.parametrize(("field", "value"), [("place", "room"), ("style", "night"), ("hat", "red"), ("seed", 1)])

@@ -206,7 +206,8 @@ def test_what_lightning_refuses_is_one_line_and_leaves_no_run_folder(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    "name", ["reg_weight", "t_power", "dropout_text", "min_snr_gamma", "dream_detail_preservation"]
+    "name",
+    ["reg_weight", "t_power", "dropout_text", "dropped_weight", "min_snr_gamma", "dream_detail_preservation"],
 )
 def test_a_parameter_that_is_no_number_is_named(name):
     config = editor_config()
@@ -332,3 +333,31 @@ def test_the_bar_is_set_where_lightning_goes_on_inside_an_epoch(tmp_path, monkey
     monkeypatch.setattr(ProgressBar, "on_train_end", lambda self, *_: bars.append(self.train_progress_bar))
     train(config, "part", tmp_path, resume=run)
     assert [(bar.total, bar.initial) for bar in bars] == [(6, 3)]
+
+
+def test_samples_that_lost_their_condition_count_as_little_as_dropped_weight_says():
+    config = editor_config()
+    config.model.params |= {"dropout_text": 0.2, "dropout_image": 0.2, "dropout_both": 0.2, "dropped_weight": 0.25}
+    model, lost, logged = instantiate_from_config(config.model), [], {}
+    null = model.get_learned_conditioning([""])
+
+    def equal_losses(z, conditioning, t, noise, weight):
+        no_text = (conditioning.c_crossattn == null).flatten(1).all(1)
+        lost.append(no_text | (conditioning.c_concat == 0).flatten(1).all(1))
+        return torch.ones(len(z), requires_grad=True)
+
+    model.p_losses, model.log, model.log_dict = equal_losses, logged.__setitem__, lambda *_, **__: None
+    pictures = {name: torch.rand(64, 3, 64, 64) * 2 - 1 for name in ("input", "edited")}
+    loss = model.training_step({**pictures, "text": ["make it night"] * 64}, 0)
+    share = lost[0].float().mean()
+    assert 0.35 < share < 0.85
+    torch.testing.assert_close(loss, 1 - 0.75 * share)
+    model.dropped_weight = 1.0
+    torch.testing.assert_close(model.training_step({**pictures, "text": ["make it night"] * 64}, 0), torch.ones(()))
+
+
+def test_a_dropped_weight_without_dropout_is_refused():
+    config = editor_config()
+    config.model.params |= {"dropout_text": 0.0, "dropout_image": 0.0, "dropout_both": 0.0}
+    with pytest.raises(ValueError, match=r"dropped_weight is 0\.2, but nothing is dropped"):
+        instantiate_from_config(config.model)
