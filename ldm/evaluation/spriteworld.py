@@ -15,7 +15,7 @@ from PIL import Image
 from ldm.data.images import to_images, to_tensor
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.spriteworld import measures as m
-from ldm.spriteworld.instructions import KINDS, Edit, caption, random_edit
+from ldm.spriteworld.instructions import KINDS, Edit, caption, random_edit, with_coat
 from ldm.spriteworld.recogniser import Recogniser
 from ldm.spriteworld.scene import COATS, SUBJECTS, Scene, draw, random_scene, subject_mask, subject_scene
 from ldm.spriteworld.surroundings import surroundings
@@ -117,19 +117,31 @@ def with_rare_word(edit: Edit, word: str = "sks") -> str:
     return edit.instruction.replace(f"a {edit.target.animal}", f"a {word} {edit.target.animal}")
 
 
-def rare_word_figures(
+# Class edits in other words: an identifier should mean nothing until it is taught; a coat that is named should come.
+REWORDED: dict[str, Callable[[Edit], str]] = {
+    'class, "a sks ..."': with_rare_word,
+    "class, its coat named": lambda edit: with_coat(edit).instruction,
+}
+
+
+def reworded_figures(
     edit: Callable[[torch.Tensor, list[str]], torch.Tensor],
     recogniser: Recogniser,
     twin: Recogniser,
     n: int = 200,
     seed: int = 1,
-) -> Figures:
-    """Return what the class edits of ``measure`` come to with "sks" before the new class: an identifier should mean
-    nothing until it is taught. edit: as ``measure`` takes it."""
-    edits = draw_edits(n, seed, "class")
-    x = edit(pictures([e.source for e in edits]), [with_rare_word(e) for e in edits])
-    found = figures_of(edits, x, recogniser, twin)
-    return {name: found[name] for name in ("recognised", "recognised (colour-blind)", "inside, nearest coat (dB)")}
+) -> dict[str, Figures]:
+    """Return what the class edits of ``measure`` come to in each of the other words of ``REWORDED``.
+
+    edit: as ``measure`` takes it.
+    """
+    edits, found = draw_edits(n, seed, "class"), {}
+    before = pictures([e.source for e in edits])
+    for name, words in REWORDED.items():
+        figures = figures_of(edits, edit(before, [words(e) for e in edits]), recogniser, twin)
+        kept = ("recognised", "recognised (colour-blind)", "inside, nearest coat (dB)", "right colour")
+        found[name] = {key: figures[key] for key in kept}
+    return found
 
 
 def calibration(

@@ -256,7 +256,7 @@ def _measure_editor(checkpoint: Checkpoint, judges: list[Any], n: int, seed: int
     editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
     edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
     found = world.measure(edit, *judges, n=n, seed=seed)
-    found['class, "a sks ..."'] = world.rare_word_figures(edit, *judges, n=n, seed=seed)
+    found |= world.reworded_figures(edit, *judges, n=n, seed=seed)
     return found, lambda: world.edit_sheet(edit, seed=seed)
 
 

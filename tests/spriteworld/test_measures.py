@@ -10,10 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from ldm.data.images import to_tensor
-from ldm.evaluation.spriteworld import draw_edits, figures_of, masks, nearest_coat, pictures, with_rare_word
+from ldm.evaluation.spriteworld import (
+    draw_edits,
+    figures_of,
+    masks,
+    nearest_coat,
+    pictures,
+    reworded_figures,
+    with_rare_word,
+)
 from ldm.models.build import load_model
 from ldm.spriteworld import measures as m
-from ldm.spriteworld.instructions import KINDS, Edit
+from ldm.spriteworld.instructions import KINDS, Edit, with_coat
 from ldm.spriteworld.recogniser import load_recogniser
 from ldm.spriteworld.scene import COATS, draw, random_scene
 
@@ -132,6 +140,29 @@ def test_a_rare_word_stands_before_the_new_class_in_every_wording():
         assert said.count("sks") == 1
         assert f"sks {e.target.animal}" in said
         assert said.replace("sks ", "") == e.instruction
+
+
+def test_a_named_coat_is_asked_for_and_another_coat_is_seen():
+    """An editor that draws what it was told is right; one that draws the class's other coat is recognised, no more."""
+    judges = [load_recogniser(DATA / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    edits, heard = draw_edits(24, 5, "class"), []
+
+    def drawn(coat):
+        def edit(before, texts):
+            heard.append(texts)
+            return pictures([replace(e.target, coat=coat(e.target)) for e in edits])
+
+        return edit
+
+    told = reworded_figures(drawn(lambda scene: scene.coat), *judges, n=24, seed=5)
+    assert heard == [[with_rare_word(e) for e in edits], [with_coat(e).instruction for e in edits]]
+    others = {coat: next((c for c in coats if c != coat), coat) for coats in COATS.values() for coat in coats}
+    other = reworded_figures(drawn(lambda scene: others[scene.coat]), *judges, n=24, seed=5)
+    named = "class, its coat named"
+    assert told[named]["right colour"].mean == 1
+    assert told[named]["recognised"].mean > 0.9
+    assert other[named]["right colour"].mean < 0.6
+    assert other[named]["recognised"].mean > 0.9
 
 
 def test_a_second_animal_is_seen_and_the_true_answer_is_not_suspected(swaps):
