@@ -1,6 +1,7 @@
 """The weights that ship: they edit, guidance acts as it should, and training from them does not break them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,9 @@ from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.generator import ImageGenerator, TextSettings
 from ldm.models.build import CONFIGS, load_model
 from ldm.spriteworld import measures as m
+from ldm.spriteworld.instructions import with_coat
 from ldm.spriteworld.recogniser import batch, load_recogniser, train_recognisers
-from ldm.spriteworld.scene import ANIMALS, SUBJECTS
+from ldm.spriteworld.scene import ANIMALS, COATS, SUBJECTS
 from ldm.training.run import DEFAULTS, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +104,23 @@ def test_class_swaps_are_recognised(editor, recogniser, swaps):
     x = editing(editor, settings())(before, [e.instruction for e in edits])
     right = [a == e.target.animal for a, e in zip(recogniser.animals(x), edits, strict=True)]
     assert sum(right) >= 14  # 99 of 100 over many; none by chance
+
+
+def test_a_coat_that_is_named_comes(editor, swaps):
+    """Where a class has two coats, the one that the instruction names, and the other when that is named."""
+    edits, before, _, will = swaps
+    two = [i for i, e in enumerate(edits) if len(COATS[e.target.animal]) == 2 and e.target.style != "grey"]
+
+    def wearing(coat):
+        return [replace(e.target, coat=COATS[e.target.animal][coat]) for e in (edits[i] for i in two)]
+
+    for k in range(2):
+        asked = [replace(edits[i], target=target) for i, target in zip(two, wearing(k), strict=True)]
+        texts = [with_coat(edit).instruction for edit in asked]
+        x = editing(editor, settings())(before[two], texts)
+        truth, other = pictures(wearing(k)), pictures(wearing(1 - k))
+        nearer = m.masked_psnr(x, truth, will[two]) > m.masked_psnr(x, other, will[two])
+        assert nearer.float().mean() > 0.85
 
 
 def test_more_text_scale_changes_more_and_more_image_scale_keeps_more(editor, swaps):
