@@ -163,6 +163,7 @@ def test_an_editor_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch, tm
         "first stage",
         *KINDS,
         'class, "a sks ..."',
+        "class, its coat named",
     }
 
 

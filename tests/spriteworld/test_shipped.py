@@ -124,16 +124,20 @@ def test_a_coat_that_is_named_comes(editor, swaps):
 
 
 def test_more_text_scale_changes_more_and_more_image_scale_keeps_more(editor, swaps):
-    edits, before, *_ = swaps
+    """Kept is what a swap should leave alone: the background. With no text at all that is the picture's scale alone."""
+    edits, before, was, will = swaps
     texts = [e.instruction for e in edits]
 
-    def change(**scales):
-        return (editing(editor, settings(**scales))(before, texts) - before).abs().mean().item()
+    def edited(**scales):
+        return editing(editor, settings(**scales))(before, texts)
 
-    by_text = [change(text_scale=text, image_scale=1.5) for text in (1.0, 2.5, 5.0)]
+    by_text = [(edited(text_scale=text, image_scale=1.5) - before).abs().mean().item() for text in (1.0, 2.5, 5.0)]
     assert by_text == sorted(by_text)
-    by_image = [change(text_scale=1.0, image_scale=image) for image in (0.0, 0.5, 1.0)]
-    assert by_image == sorted(by_image, reverse=True)
+    for text in (0.0, 0.5, 2.0):
+        made = [edited(text_scale=text, image_scale=image) for image in (0.0, 0.5, 1.0)]
+        lost = [m.background_l1(x, before, was, will).mean().item() for x in made]
+        assert lost == sorted(lost, reverse=True)
+        assert lost[0] > 1.1 * lost[-1]
 
 
 def test_a_subjects_figures_for_one_that_always_answers_right_and_one_that_never_edits(recogniser):
