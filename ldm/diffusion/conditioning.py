@@ -71,8 +71,8 @@ def drop_conditioning(
         raise ValueError(f"dropout probabilities text={text}, image={image}, both={both} must be >= 0, sum <= 1")
     u = torch.rand(len(conditioning), generator=generator) if u is None else u
     u = u.to(conditioning.c_crossattn.device)
-    drop_image = dropped(u, text, image, both) & (u >= text)
-    drop_text = dropped(u, text, image, both) & ~(drop_image & (u < text + image))
+    lost = dropped(u, text, image, both)
+    drop_image, drop_text = lost & (u >= text), lost & ((u < text) | (u >= text + image))
     crossattn = torch.where(drop_text[:, None, None], null_text.to(conditioning.c_crossattn), conditioning.c_crossattn)
     concat = conditioning.c_concat
     if concat is not None:

@@ -15,7 +15,7 @@ from PIL import Image
 from ldm.data.images import to_images, to_tensor
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.spriteworld import measures as m
-from ldm.spriteworld.instructions import KINDS, Edit, caption, random_edit, with_coat
+from ldm.spriteworld.instructions import KINDS, Edit, caption, random_edit, with_coat, with_word
 from ldm.spriteworld.recogniser import Recogniser
 from ldm.spriteworld.scene import COATS, SUBJECTS, Scene, draw, random_scene, subject_mask, subject_scene
 from ldm.spriteworld.surroundings import surroundings
@@ -114,7 +114,7 @@ def measure(
 
 def with_rare_word(edit: Edit, word: str = "sks") -> str:
     """Return a class edit's instruction with a word that nobody has taught before the new class, "a sks dog"."""
-    return edit.instruction.replace(f"a {edit.target.animal}", f"a {word} {edit.target.animal}")
+    return with_word(edit, word).instruction
 
 
 # Class edits in other words: an identifier should mean nothing until it is taught; a coat that is named should come.

@@ -151,15 +151,24 @@ def _edit_class(rng: np.random.Generator, source: Scene, rare_share: float) -> t
     return target, wording.format(source=source.animal, target=_noun(rng, target.animal, rare_share))
 
 
-def with_coat(edit: Edit) -> Edit:
-    """Name the new animal's natural coat in a class edit: "replace the wolf with a golden dog".
+def with_word(edit: Edit, word: str) -> Edit:
+    """Say a word before the new animal of a class edit: "replace the wolf with a `word` dog".
 
     :raises ValueError: for an edit of another kind.
     """
     if edit.kind != "class":
-        raise ValueError(f"found {edit.kind!r}: only a class edit has a new animal whose coat could be named")
-    named = re.sub(r"\ba ", f"a {COAT_WORDS[edit.target.coat]} ", edit.instruction, count=1)
-    return replace(edit, instruction=named)
+        raise ValueError(f"found {edit.kind!r}: only a class edit has a new animal that a word could describe")
+    return replace(edit, instruction=re.sub(r"\ba ", f"a {word} ", edit.instruction, count=1))
+
+
+def with_coat(edit: Edit) -> Edit:
+    """Name the new animal's natural coat in a class edit: "replace the wolf with a golden dog".
+
+    :raises ValueError: for an edit of another kind, or a coat that is not natural.
+    """
+    if edit.target.coat not in COAT_WORDS:
+        raise ValueError(f"found {edit.target.coat}: only a natural coat has a word")
+    return with_word(edit, COAT_WORDS[edit.target.coat])
 
 
 def _edit_place(rng: np.random.Generator, source: Scene, rare_share: float) -> tuple[Scene, str]:

@@ -219,7 +219,7 @@ PAINTERS: dict[str, Callable[[Canvas, tuple[float, ...]], None]] = {
 PLACES = tuple(PAINTERS)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _paint(place: str, seed: int, side: int) -> tuple[Image.Image, tuple[Light, ...]]:
     canvas = Canvas(side)
     PAINTERS[place](canvas, layout(seed, 12))
@@ -233,7 +233,7 @@ def paint(place: str, seed: int, side: int) -> tuple[Image.Image, tuple[Light, .
     """
     if place not in PAINTERS:
         raise ValueError(f"unknown place {place!r}: expected one of {', '.join(PLACES)}")
-    image, lights = _paint(place, seed, side)
+    image, lights = _paint(place, seed % LAYOUTS, side)
     return image.copy(), lights
 
 

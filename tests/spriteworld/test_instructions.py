@@ -95,6 +95,8 @@ def test_a_class_edit_can_name_the_natural_coat_it_leads_to():
     assert {("dog", "golden"), ("dog", "brown"), ("cat", "black"), ("wolf", "grey")} <= told
     with pytest.raises(ValueError, match="only a class edit"):
         with_coat(edits("place", 1)[0])
+    with pytest.raises(ValueError, match="only a natural coat"):
+        with_coat(replace(made[0], target=replace(made[0].target, coat=coloured(made[0].target.coat, "red"))))
 
 
 def test_place_edits_name_the_new_place():
