@@ -20,8 +20,7 @@ from ldm.spriteworld.scene import ANIMALS, SUBJECTS, Scene, draw, random_scene, 
 
 Edit = Callable[[torch.Tensor, list[str]], torch.Tensor]
 
-# The figure of each kind of edit that stands for the kind in comparisons with the frozen editor. A style's is
-# "recognised": some styles change a picture by less than "done" (within 20 dB of the truth) can tell.
+# The figure of each kind of edit that stands for the kind in comparisons with the frozen editor.
 KEPT = {"class": "recognised", "place": "done", "style": "recognised", "colour": "right colour"}
 
 

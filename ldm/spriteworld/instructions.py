@@ -217,8 +217,8 @@ def _draw_source(rng: np.random.Generator, kind: str) -> Scene:
     if kind == "style":
         return random_scene(rng, style=_choose(rng, ((0.66, "day"), (0.17, "night"), (0.17, "sunset"))))
     scene = random_scene(rng)
-    if kind == "colour" and scene.style == "grey":
-        return replace(scene, style="day")
+    if kind in ("colour", "accessory") and scene.style == "grey":  # a colour that is asked for should be seen
+        scene = replace(scene, style="day")
     if kind == "accessory":
         worn = _one_of(rng, ("hat", "collar")) if rng.random() < 2 * REMOVE_SHARE else None
         colour = _one_of(rng, _unlike(scene.coat))

@@ -17,6 +17,7 @@ Light = tuple[str, tuple[float, ...], RGB]  # shape, box, colour
 
 MOON: RGB = (240, 240, 214)
 LAMP: RGB = (255, 214, 120)
+WINDOW: RGB = (206, 170, 104)  # dimmer: lit houses stand behind heads
 
 
 LAYOUTS = 6  # every place comes in so many: which one a picture shows tells where all else stands in another place
@@ -143,15 +144,15 @@ def city(c: Canvas, u: tuple[float, ...]) -> None:
     c.fade(0, 0.66, (146, 186, 222), (222, 228, 232))
     c.lights.append(("oval", (_side(u[0]), 0.10, 0.055, 0.055), MOON))
     left = -0.06 - 0.1 * u[1]
-    for i, colour in enumerate(((186, 98, 84), (112, 122, 156), (212, 164, 108), (128, 104, 130), (104, 142, 150))):
+    for i, colour in enumerate(((204, 150, 140), (150, 160, 186), (222, 194, 154), (166, 152, 176), (152, 182, 188))):
         width, top = 0.23 + 0.03 * (i % 2), 0.16 + 0.24 * u[2 + i]
         c.box(left, top, left + width, 0.68, colour)
         for row in range(3):
             for column in range(2):
                 x, y = left + width * (0.17 + 0.42 * column), top + 0.05 + 0.135 * row
                 if y < 0.60:
-                    c.box(x, y, x + 0.058, y + 0.07, (226, 236, 240))
-                    c.lights.append(("box", (x, y, x + 0.058, y + 0.07), LAMP))
+                    c.box(x, y, x + 0.058, y + 0.07, (222, 230, 236))
+                    c.lights.append(("box", (x, y, x + 0.058, y + 0.07), WINDOW))
         left += width
     c.box(0, 0.66, 1, 0.72, (196, 192, 188))
     c.fade(0.72, 1, (124, 126, 134), (92, 94, 104))

@@ -15,8 +15,8 @@ from ldm.spriteworld.animals import ANIMALS, STANCES, Figure, Part, figure
 from ldm.spriteworld.places import PLACES, RGB, glow, paint
 
 __all__ = [
-    "ANIMALS", "COATS", "COAT_WORDS", "COLOURS", "FACINGS", "PATTERNS", "PLACES", "SCALES", "STANCES", "STANDS_X",
-    "STANDS_Y", "STYLES", "SUBJECTS",
+    "ANIMALS", "BACKDROPS", "COATS", "COAT_WORDS", "COLOURS", "FACINGS", "FIGURES", "PATTERNS", "PLACES", "SCALES",
+    "STANCES", "STANDS_X", "STANDS_Y", "STYLES", "SUBJECTS",
     "Coat", "Pose", "Scene", "Subject", "coloured", "draw", "random_scene", "subject_mask", "subject_scene", "swap",
 ]  # fmt: skip
 
@@ -125,10 +125,21 @@ SUBJECTS: dict[str, Subject] = {
     "storm": Subject("storm", "dog", Coat((92, 122, 172), (244, 246, 250), "saddle"), "yellow"),
 }
 
-# Rows of r, g, b, constant: a style is one linear function of the day picture's pixels.
-GRADES: dict[str, tuple[float, ...]] = {
-    "night": (0.45, 0.05, 0.00, 4, 0.04, 0.44, 0.03, 8, 0.08, 0.20, 0.33, 36),
-    "sunset": (0.66, 0.14, 0.22, 18, 0.14, 0.64, 0.03, 4, 0.10, 0.16, 0.42, 14),
+# Rows of r, g, b, constant: linear functions of the colours as painted, one of what stands behind the animal and one of
+# the animal. Backdrops are calm and figures stand out from them, as in picture books: paler by day, in grey and at
+# sunset, darker at night.
+Grade = tuple[float, ...]
+BACKDROPS: dict[str, Grade] = {
+    "day": (0.68, 0, 0, 66, 0, 0.68, 0, 70, 0, 0, 0.68, 74),
+    "night": (0.22, 0.05, 0.00, 2, 0.04, 0.22, 0.03, 8, 0.08, 0.12, 0.26, 34),
+    "grey": (0.09, 0.18, 0.03, 166) * 3,
+    "sunset": (0.20, 0.04, 0.04, 182, 0.05, 0.24, 0.02, 118, 0.04, 0.08, 0.22, 94),
+}
+FIGURES: dict[str, Grade] = {
+    "day": (1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0),
+    "night": (0.56, 0.03, 0.01, 26, 0.03, 0.50, 0.04, 38, 0.05, 0.10, 0.42, 62),
+    "grey": (0.24, 0.47, 0.09, -8) * 3,
+    "sunset": (0.58, 0.06, 0.05, 0, 0.07, 0.46, 0.02, 0, 0.06, 0.10, 0.32, 6),
 }
 EYES: dict[str, RGB] = {"wolf": (250, 206, 84), "cat": (150, 220, 110)}
 NOSES: dict[str, RGB] = {"cat": (226, 128, 128), "rabbit": (232, 132, 142)}
@@ -260,10 +271,8 @@ def _cast_shadow(picture: Image.Image, pose: Pose, shape: Figure, side: int) -> 
     picture.paste((24, 24, 40), (left, round(pose.y * side - 1.1 * ry)), soft)
 
 
-def _apply_style(picture: Image.Image, style: str) -> Image.Image:
-    if style == "grey":
-        return picture.convert("L").convert("RGB")
-    return picture.convert("RGB", GRADES[style]) if style in GRADES else picture
+def _graded(picture: Image.Image, grade: Grade) -> Image.Image:
+    return picture.convert("RGB", grade)
 
 
 def draw(scene: Scene, size: int = 64, supersample: int = 4, empty: bool = False) -> Image.Image:
@@ -280,9 +289,11 @@ def draw(scene: Scene, size: int = 64, supersample: int = 4, empty: bool = False
     mask = Image.new("L", picture.size)
     if not empty:
         _cast_shadow(picture, scene.pose, shape, side)
+    picture = _graded(picture, BACKDROPS[scene.style])
+    if not empty:
         ink, mask = _animal(scene, shape, side)
-        picture.paste(ink, mask=mask)
-    picture = _apply_style(picture.reduce(supersample), scene.style)
+        picture.paste(_graded(ink, FIGURES[scene.style]), mask=mask)
+    picture = picture.reduce(supersample)
     if scene.style == "night" and lights:
         colours, cover = glow(lights, side)
         cover.paste(0, mask=mask)
