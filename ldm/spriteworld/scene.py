@@ -131,15 +131,15 @@ SUBJECTS: dict[str, Subject] = {
 Grade = tuple[float, ...]
 BACKDROPS: dict[str, Grade] = {
     "day": (0.68, 0, 0, 66, 0, 0.68, 0, 70, 0, 0, 0.68, 74),
-    "night": (0.22, 0.05, 0.00, 2, 0.04, 0.22, 0.03, 8, 0.08, 0.12, 0.26, 34),
-    "grey": (0.09, 0.18, 0.03, 166) * 3,
-    "sunset": (0.20, 0.04, 0.04, 182, 0.05, 0.24, 0.02, 118, 0.04, 0.08, 0.22, 94),
+    "night": (0.28, 0.05, 0.00, 2, 0.05, 0.28, 0.04, 8, 0.08, 0.14, 0.32, 36),
+    "grey": (0.10, 0.205, 0.035, 156) * 3,
+    "sunset": (0.17, 0.04, 0.04, 190, 0.05, 0.26, 0.03, 118, 0.04, 0.10, 0.24, 84),
 }
 FIGURES: dict[str, Grade] = {
     "day": (1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0),
-    "night": (0.56, 0.03, 0.01, 26, 0.03, 0.50, 0.04, 38, 0.05, 0.10, 0.42, 62),
+    "night": (0.68, 0.03, 0.01, 30, 0.03, 0.62, 0.04, 42, 0.05, 0.10, 0.50, 68),
     "grey": (0.24, 0.47, 0.09, -8) * 3,
-    "sunset": (0.58, 0.06, 0.05, 0, 0.07, 0.46, 0.02, 0, 0.06, 0.10, 0.32, 6),
+    "sunset": (0.68, 0.06, 0.05, 0, 0.06, 0.56, 0.02, 0, 0.05, 0.10, 0.42, 6),
 }
 EYES: dict[str, RGB] = {"wolf": (250, 206, 84), "cat": (150, 220, 110)}
 NOSES: dict[str, RGB] = {"cat": (226, 128, 128), "rabbit": (232, 132, 142)}
@@ -249,6 +249,9 @@ def _animal(scene: Scene, shape: Figure, side: int) -> tuple[Image.Image, Image.
         for part, outline in zip(shape.hat, _place_parts(shape.hat, scene.pose, side), strict=True):
             pen.polygon(outline, fill=inks[part.region])
             cover.polygon(outline, fill=255)
+        for part, outline in zip(parts, outlines, strict=True):
+            if part.region in ("ear", "inner_ear"):  # the near ear is in front of the hat: it tells the animal
+                pen.polygon(outline, fill=palette[part.region])
     return ink, mask
 
 
