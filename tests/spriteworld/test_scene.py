@@ -170,6 +170,19 @@ def test_hat_and_collar_are_seen_and_stay_near_the_head(animal):
     assert not changed(replace(scene, hat="blue"), replace(scene, hat="red"))[~hat].any()
 
 
+@pytest.mark.parametrize("animal", ["dog", "wolf", "cat", "bear", "rabbit"])
+def test_a_hat_leaves_the_near_ear_to_be_seen(animal):
+    coats = [Coat((200, 60, 60), (60, 60, 200), pattern) for pattern in ("plain", "spots")]  # spots colour the ear, too
+
+    def ear(hat: str | None) -> np.ndarray:
+        plain, spots = (replace(SCENE, animal=animal, coat=coat, hat=hat) for coat in coats)
+        head = np.flatnonzero((mask(replace(plain, hat=None)) > 0).any(axis=1))[:12]
+        return changed(plain, spots)[head]
+
+    assert ear(None).sum() >= 6
+    assert (ear("green") & ear(None)).sum() >= 0.9 * ear(None).sum()
+
+
 def test_the_seed_moves_only_the_place():
     other = replace(SCENE, seed=4)
     difference = changed(SCENE, other)
