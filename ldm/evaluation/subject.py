@@ -21,7 +21,7 @@ from ldm.spriteworld.scene import ANIMALS, SUBJECTS, Scene, draw, random_scene, 
 Edit = Callable[[torch.Tensor, list[str]], torch.Tensor]
 
 # The figure of each kind of edit that stands for the kind in comparisons with the frozen editor.
-KEPT = {"class": "recognised", "place": "done", "style": "recognised", "colour": "right colour"}
+KEPT = {"class": "recognised", "place": "done", "style": "done", "colour": "right colour"}
 
 
 def source_scenes(source: str, n: int, seed: int) -> list[Scene]:

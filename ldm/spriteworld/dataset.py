@@ -18,7 +18,7 @@ from ldm.spriteworld.scene import COLOURS, PATTERNS, STYLES, Coat, Scene, colour
 
 Item = dict[str, Any]
 STYLED = ("class", "place", "accessory")  # the kinds of edits that a scene of any style allows
-CONTRAST = 0.4  # the usual standard deviation of brightness, of [-1, 1], in and around an animal by day
+CONTRAST = 0.4  # about the standard deviation of brightness, of [-1, 1], in and around an animal by day
 
 
 def _check_share(name: str, share: float) -> None:
@@ -65,7 +65,7 @@ class SpritePictures(_Drawn):
 
         crop: give only a window of so many pixels a side, its centre somewhere in the animal (a first stage is
         convolutional: it learns the details from windows at a fraction of the cost). low_contrast: how many times more
-        a picture of no contrast in and around the animal may count (night and grey pictures); 1 for all alike. Raises
+        a picture of no contrast in and around the animal may count (a dark animal at night); 1 for all alike. Raises
         ValueError for a window that is larger than the picture or a factor below 1.
         """
         super().__init__(length, seed, size)
@@ -157,7 +157,7 @@ class SpriteTriplets(_Drawn):
         """rare_share: the share of class instructions with a meaningless rare word before the class word. any_coat: the
         share of inputs whose animal wears any two colours in any pattern; what does not ask for another coat keeps it.
         any_style: the share of class, place and accessory edits whose style is drawn evenly (three of four scenes are
-        by day otherwise, and night and grey, of little contrast, are the hardest to draw). named_coat: the share of
+        by day otherwise). named_coat: the share of
         class edits that say which coat the new animal wears ("a golden dog": nothing is left to luck). kinds: weights
         of the kinds of edits, those not named 0; None for ``KIND_SHARES``. Raises ValueError for a share outside 0 to
         1, or for an unknown kind or a weight below 0.

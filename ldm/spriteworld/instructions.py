@@ -232,7 +232,8 @@ def random_edit(
     """Draw an edit: a source scene (unless given), the target scene and the instruction between them.
 
     A class edit draws the coat of the new animal; a place edit keeps the seed; a style edit leads from day to another
-    style, or from night or sunset back to day; an accessory without a colour in the instruction is red.
+    style, or from night or sunset back to day; an accessory without a colour in the instruction is red. Scenes drawn
+    for a colour or an accessory are not grey (a grey source that is given may still get a hat).
 
     :param rare_share: how often (0 to 1) a rare word stands before the new class word.
     :raises ValueError: for an unknown kind, or for a style or colour edit of a grey source (what it asks for cannot

@@ -228,7 +228,7 @@ def _paint(place: str, seed: int, side: int) -> tuple[Image.Image, tuple[Light, 
 
 
 def paint(place: str, seed: int, side: int) -> tuple[Image.Image, tuple[Light, ...]]:
-    """Paint a place by day: an RGB picture of side x side pixels, and what glows there at night.
+    """Paint a place, before any style grades it: an RGB picture of side x side pixels, and what glows there at night.
 
     :raises ValueError: for an unknown place, naming the known ones.
     """

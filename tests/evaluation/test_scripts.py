@@ -215,7 +215,7 @@ def test_a_run_is_compared_with_the_frozen_editor(capsys, monkeypatch, tmp_path,
     words = ("subject", "--run", tmp_path / "run", "--subject", "storm", "--scenes", 2, "--output", tmp_path / "out")
     table = spriteworld(capsys, monkeypatch, *words)
     assert table.startswith("| measure | frozen | step 1 |")
-    assert "| style: recognised |" in table
+    assert "| style: done |" in table
     assert (tmp_path / "out/results.png").is_file()
 
 

@@ -134,6 +134,7 @@ def test_accessory_edits_say_what_comes_and_goes():
         (item,) = differing(edit)
         words, colour = edit.instruction.split(), getattr(edit.target, item)
         assert item in words
+        assert edit.source.style != "grey"
         if colour is None:
             removed += 1
             assert words[0] in ("remove", "take")
