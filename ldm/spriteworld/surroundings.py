@@ -26,7 +26,7 @@ def _coarse(x: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _discriminant(each: int = 24, ridge: float = 1e-2) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]:
+def _discriminant(each: int = 24, ridge: float = 1e-3) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]:
     classes = [(place, style) for place in PLACES for style in STYLES]
     means, scatter = [], torch.zeros(192, 192, dtype=torch.float64)
     for k, (place, style) in enumerate(classes):
