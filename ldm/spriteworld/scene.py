@@ -274,10 +274,6 @@ def _cast_shadow(picture: Image.Image, pose: Pose, shape: Figure, side: int) -> 
     picture.paste((24, 24, 40), (left, round(pose.y * side - 1.1 * ry)), soft)
 
 
-def _graded(picture: Image.Image, grade: Grade) -> Image.Image:
-    return picture.convert("RGB", grade)
-
-
 def draw(scene: Scene, size: int = 64, supersample: int = 4, empty: bool = False) -> Image.Image:
     """Draw a scene: RGB, size x size pixels, the same bytes for the same scene everywhere.
 
@@ -292,10 +288,10 @@ def draw(scene: Scene, size: int = 64, supersample: int = 4, empty: bool = False
     mask = Image.new("L", picture.size)
     if not empty:
         _cast_shadow(picture, scene.pose, shape, side)
-    picture = _graded(picture, BACKDROPS[scene.style])
+    picture = picture.convert("RGB", BACKDROPS[scene.style])
     if not empty:
         ink, mask = _animal(scene, shape, side)
-        picture.paste(_graded(ink, FIGURES[scene.style]), mask=mask)
+        picture.paste(ink.convert("RGB", FIGURES[scene.style]), mask=mask)
     picture = picture.reduce(supersample)
     if scene.style == "night" and lights:
         colours, cover = glow(lights, side)
