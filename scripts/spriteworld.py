@@ -11,6 +11,7 @@ from ldm import cli  # noqa: E402
 
 DATA = ROOT / "data" / "spriteworld"
 EDITOR, STAGE = DATA / "editor.safetensors", DATA / "first-stage.safetensors"
+LATENTS = ROOT / "logs" / "spriteworld" / "latents.safetensors"
 # What each job takes, with what it takes if nothing is given.
 JOBS = {
     "sheet": {"output": ROOT / "logs" / "spriteworld.png"},
@@ -18,6 +19,7 @@ JOBS = {
     "calibrate": {"ckpt": STAGE, "scenes": 200, "seed": 1, "output": None},
     "photos": {},
     "recogniser": {"steps": 1200},
+    "latents": {"ckpt": EDITOR, "scenes": 6000, "seed": 50, "output": LATENTS},
     "scale": {"ckpt": STAGE},
     "widen": {"ckpt": STAGE, "output": None, "channels": None},
     "whiten": {"ckpt": STAGE, "output": None, "power": 0.0},
@@ -38,13 +40,11 @@ def parse() -> argparse.Namespace:
     )
     p.add_argument("--channels", type=int, help="widen: of the latents, more than now")
     p.add_argument("--first-stage", type=Path, help="follow: whose latents the model is to be rewritten for")
-    p.add_argument("--scenes", type=int, help="measure and others: fresh scenes for each figure (default: 200)")
-    p.add_argument("--seed", type=int, help="measure and others: of the scenes (default: 1)")
+    p.add_argument("--scenes", type=int, help="fresh scenes for each figure (default: 200; latents: 6000)")
+    p.add_argument("--seed", type=int, help="of the scenes (default: 1; latents: 50)")
     p.add_argument("--run", type=Path, nargs="+", help="subject: the run folder that learned it; curves: run folders")
     p.add_argument("--subject", help="subject: whose photos it learned from (default: biscuit)")
-    p.add_argument(
-        "--power", type=float, help="whiten: 0 (white, default) to 1 (by what a channel means to the picture)"
-    )
+    p.add_argument("--power", type=float, help="whiten: 0 (white, default) to 1 (by what a channel means to pictures)")
     p.add_argument("--steps", type=int, help="recogniser: training steps (default: 1200)")
     args = p.parse_args()
     for name, value in vars(args).items():
@@ -54,8 +54,9 @@ def parse() -> argparse.Namespace:
             name == "seed" and (value or 0) < 0
         ):
             p.error(f"--{name} must be at least {int(name != 'seed')}")
-    writes = args.what in ("widen", "whiten", "follow", "without-picture")
-    if writes and (args.output is None or args.output.suffix != ".safetensors"):
+    output = args.output or JOBS[args.what].get("output")
+    writes = args.what in ("latents", "widen", "whiten", "follow", "without-picture")
+    if writes and (output is None or output.suffix != ".safetensors"):
         p.error(f"{args.what} needs --output FILE.safetensors")
     if args.what == "widen" and args.channels is None:
         p.error("widen needs --channels N")

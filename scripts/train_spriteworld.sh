@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Train everything in data/spriteworld again: first stage, recognisers, text to image, editor. Each stage goes on where
 # it was stopped; finished stages are left alone. On a GPU it takes minutes, on two CPU cores a night. STEPS_FIRST_STAGE,
-# STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT and STEPS_EDIT make it shorter; key.sub=value arguments go to every stage,
-# such as training.precision=bf16 or data.params.train.params.length=2000.
+# STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT, STEPS_EDIT, SCENES_LATENTS and STEPS_DECODER make it shorter;
+# key.sub=value arguments go to every stage, such as training.precision=bf16 or data.params.train.params.length=2000
+# (those of the data not to the decoder's, which learns from SCENES_LATENTS edits).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
@@ -77,5 +78,19 @@ stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-4000}"
   "$data/first-stage.safetensors"
 stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-14000}" "$data/editor.safetensors" \
   "$data/text-to-image.safetensors"
+# The decoder, from the latents that this editor makes; both models take it along, their latents stay.
+latents="$runs/latents.safetensors"
+if [ ! -f "$latents" ] || ! cmp -s "$data/editor.safetensors" "$runs/latents-by"; then
+  "$python" scripts/spriteworld.py latents --output "$latents" --scenes "${SCENES_LATENTS:-6000}"
+  cp "$data/editor.safetensors" "$runs/latents-by"
+fi
+for i in "${!given[@]}"; do [[ "${given[i]}" != data.params.train.params.* ]] || unset "given[i]"; done
+stage decoder configs/spriteworld/first-stage-decoder.yaml "${STEPS_DECODER:-4000}" "$runs/decoder.safetensors" \
+  "$latents" "data.params.train.params.files=$latents"
+cp "$runs/decoder.safetensors" "$data/first-stage.safetensors"
+for model in text-to-image editor; do
+  "$python" scripts/spriteworld.py follow --ckpt "$data/$model.safetensors" --output "$runs/followed.safetensors"
+  cp "$runs/followed.safetensors" "$data/$model.safetensors"
+done
 "$python" scripts/spriteworld.py photos > /dev/null
 "$python" scripts/spriteworld.py measure --output "$data/measures"

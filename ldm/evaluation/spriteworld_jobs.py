@@ -19,6 +19,7 @@ from ldm.data.images import check_writable, save_image, to_images, to_tensor
 from ldm.diffusers_format import FIRST_STAGE, UNET
 from ldm.evaluation import spriteworld as world
 from ldm.evaluation.curves import curves
+from ldm.evaluation.edited_latents import write_edited_latents
 from ldm.inference.auto_cfg import choose_scales, scale_grid
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.generator import ImageGenerator, TextSettings
@@ -51,6 +52,7 @@ def run(args: Namespace, data: Path) -> Any:
         "calibrate": lambda: calibrate(args.ckpt, data, args.scenes, args.seed, args.output),
         "photos": lambda: "\n".join(map(str, all_photos(data))),
         "recogniser": lambda: json.dumps(make_recognisers(data, args.steps), indent=2),
+        "latents": lambda: write_edited_latents(args.ckpt, args.output, args.scenes, args.seed),
         "scale": lambda: f"{latent_scale(args.ckpt):.5f}",
         "widen": lambda: widen_first_stage(args.ckpt, args.output, args.channels),
         "whiten": lambda: whiten_first_stage(args.ckpt, args.output, args.power),

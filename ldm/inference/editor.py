@@ -218,8 +218,28 @@ class ImageEditor:
         """Return edited pictures ``b 3 h w`` (about [-1, 1]) of input pictures in [-1, 1] on the model's grid.
 
         condition: ``picture_condition`` of the input pictures, ``b 4 h w``, for one who edits them several times.
+        Raises FloatingPointError if the result is not finite.
+        """
+        z = self.sample_latents(x, instructions, settings, seeds, progress, condition)
+        edited = self.model.decode_first_stage(z).float()
+        if not edited.isfinite().all():
+            raise FloatingPointError(f"the edit {not_finite(self.precision)}")
+        return edited
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        x: torch.Tensor,
+        instructions: Sequence[str],
+        settings: EditSettings,
+        seeds: Sequence[int],
+        progress: Callable[[], None] | None = None,
+        condition: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return what ``sample`` decodes: the scaled latents ``b 4 h w`` of edited pictures.
+
         The random numbers are upstream's: ``manual_seed(seed)`` on the model's device, one draw for the start, one
-        per ancestral step. Raises FloatingPointError if the result is not finite.
+        per ancestral step.
         """
         device, settings = self.device, settings.checked()
         c_concat = (self.model.picture_condition(x.to(device)) if condition is None else condition).float()
@@ -235,11 +255,7 @@ class ImageEditor:
         sigmas = make_sigmas(self.model.schedule, settings.steps, settings.spacing).to(device)
         noise = noise_source(c_concat, [torch.Generator(device).manual_seed(seed) for seed in seeds])
         callback = None if progress is None else (lambda *_: progress())
-        z = get_sampler(settings.sampler)(denoise, noise() * sigmas[0], sigmas, noise, callback)
-        edited = self.model.decode_first_stage(z).float()
-        if not edited.isfinite().all():
-            raise FloatingPointError(f"the edit {not_finite(self.precision)}")
-        return edited
+        return get_sampler(settings.sampler)(denoise, noise() * sigmas[0], sigmas, noise, callback)
 
 
 def _aligned(photos: Any, instruction: Any, seeds: Sequence[int]) -> tuple[list, list[str], list[int]]:

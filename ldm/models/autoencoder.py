@@ -79,15 +79,17 @@ class AutoencoderKL(pl.LightningModule):
             optimizer_config,
             scheduler_config,
         )
-        self.loss = instantiate_from_config(lossconfig) if lossconfig else None
+        loss = instantiate_from_config(lossconfig) if lossconfig else None
+        self.decoder_only = decoder_only
         if decoder_only:
-            self._freeze_encoder()
+            self._freeze_encoder(loss)
         if ckpt_path is not None:
             load_first_stage(self, ckpt_path)
         self.model_ema = LitEma(self, ema_decay) if use_ema else None
+        self.loss = loss  # last: a loss may have a network of its own, which is neither loaded nor averaged
 
-    def _freeze_encoder(self) -> None:
-        idle = [name for name in ("kl", "whiten") if getattr(self.loss, name, 0)]
+    def _freeze_encoder(self, loss: Any) -> None:
+        idle = [name for name in ("kl", "whiten") if getattr(loss, name, 0)]
         if idle:
             raise ValueError(
                 f"decoder_only leaves the latents as they are: {' and '.join(idle)} would have no effect; set "
@@ -109,11 +111,17 @@ class AutoencoderKL(pl.LightningModule):
         return self.decode(self.encode(x).mode())
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
-        """Return the loss of a batch: ``edited`` pictures and, optionally, a ``weight`` for each pixel."""
-        x = batch["edited"]
-        posterior = self.encode(x)
-        generator = step_generator(self, batch_index)
-        reconstruction = self.decode(posterior.sample(generator))
+        """Return the loss of a batch: ``edited`` pictures and, optionally, a ``weight`` for each pixel, and the
+        unscaled latents ``z`` to draw them from (with ``decoder_only``; else those that the encoder makes)."""
+        x, posterior = batch["edited"], None
+        if "z" in batch:
+            if not self.decoder_only:
+                raise ValueError("these data hold latents: an encoder learns nothing from them; set decoder_only: true")
+            z = batch["z"]
+        else:
+            posterior = self.encode(x)
+            z = posterior.sample(step_generator(self, batch_index))
+        reconstruction = self.decode(z)
         loss, parts = self.loss(x, reconstruction, posterior, batch.get("weight"))
         self.log_dict({f"train/{name}": value.detach() for name, value in {"loss": loss, **parts}.items()})
         return loss
@@ -141,7 +149,8 @@ class AutoencoderKL(pl.LightningModule):
     def export_state(self) -> dict[str, torch.Tensor]:
         """Return the weights to ship by their published names, averaged if there is an average: in fp16, on the CPU."""
         with self.ema_scope():
-            return {f"{FIRST_STAGE}{name}": tensor for name, tensor in exported(self).items()}
+            kept = {name: tensor for name, tensor in exported(self).items() if not name.startswith("loss.")}
+        return {f"{FIRST_STAGE}{name}": tensor for name, tensor in kept.items()}
 
 
 class _As(nn.Module):

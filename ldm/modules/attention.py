@@ -74,9 +74,10 @@ def _attend_in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
     batch, heads, n, _ = q.shape
     q, k, v = (q * q.shape[-1] ** -0.5).flatten(0, 1), k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
     out = torch.empty_like(q)
-    rows = max(1, SCORES_AT_ONCE // (HEADS_AT_ONCE * k.shape[-1]))
-    for first in range(0, len(q), HEADS_AT_ONCE):
-        some = slice(first, first + HEADS_AT_ONCE)
+    together = max(HEADS_AT_ONCE, SCORES_AT_ONCE // (n * k.shape[-1]))  # small pictures: many, or the calls cost more
+    rows = max(1, SCORES_AT_ONCE // (together * k.shape[-1]))
+    for first in range(0, len(q), together):
+        some = slice(first, first + together)
         for row in range(0, n, rows):
             scores = torch.bmm(q[some, row : row + rows], k[some])
             out[some, row : row + rows] = torch.bmm(torch.softmax(scores, -1, out=scores), v[some])

@@ -19,9 +19,14 @@ class ReconstructionLoss(nn.Module):
         self.l1, self.l2, self.edges, self.kl, self.whiten = l1, l2, edges, kl, whiten
 
     def forward(
-        self, x: torch.Tensor, reconstruction: torch.Tensor, posterior: DiagonalGaussian, weight: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        reconstruction: torch.Tensor,
+        posterior: DiagonalGaussian | None,
+        weight: torch.Tensor | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss and its parts. x, reconstruction: ``b 3 h w``; weight: ``b 1 h w`` or None."""
+        """Return the loss and its parts. x, reconstruction: ``b 3 h w``; posterior: None if the encoder does not learn
+        (``kl`` and ``whiten`` are left out then); weight: ``b 1 h w`` or None."""
         weight = torch.ones_like(x[:, :1]) if weight is None else weight
         weight = weight / weight.mean()
         error = (reconstruction - x).float()
@@ -31,10 +36,11 @@ class ReconstructionLoss(nn.Module):
             "l1": (error.abs() * weight).mean(),
             "l2": (error.square() * weight).mean(),
             "edges": (across.mean() + down.mean()) / 2,
-            "kl": posterior.kl().mean() / posterior.mean[0].numel(),
         }
-        if self.whiten:
-            parts["whiten"] = correlation(posterior.mean)
+        if posterior is not None:
+            parts["kl"] = posterior.kl().mean() / posterior.mean[0].numel()
+            if self.whiten:
+                parts["whiten"] = correlation(posterior.mean)
         return sum(getattr(self, name) * part for name, part in parts.items()), parts
 
 

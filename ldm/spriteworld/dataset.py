@@ -84,9 +84,8 @@ class SpritePictures(_Drawn):
         if rng.random() < self.any_coat:
             scene = random_scene(rng, coat=any_coat(rng), **_collar(rng))
         mask = torch.from_numpy(np.asarray(subject_mask(scene, self.size), dtype=np.float32) / 255)[None]
-        picture, weight = self._picture(scene), 1 + self.subject_weight * mask
-        if self.low_contrast > 1:
-            weight = weight * min(self.low_contrast, max(1.0, CONTRAST / contrast(picture, mask)))
+        picture = self._picture(scene)
+        weight = pixel_weights(picture, mask, self.subject_weight, self.low_contrast)
         if self.crop is not None:
             top, left = self._window(rng, mask[0] > 0.5)
             inside = (..., slice(top, top + self.crop), slice(left, left + self.crop))
@@ -120,6 +119,19 @@ def contrast(picture: torch.Tensor, mask: torch.Tensor) -> float:
     rows, columns = torch.nonzero(mask[0] > 0.5, as_tuple=True)
     box = picture[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     return max(float(box.mean(0).std()), 1e-3)
+
+
+def pixel_weights(
+    picture: torch.Tensor,
+    mask: torch.Tensor,
+    subject_weight: float,
+    low_contrast: float = 1.0,
+    also: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return what each pixel counts, ``1 h w``: ``1 + subject_weight`` inside the animal, and up to ``low_contrast``
+    times as much where it has no contrast. picture: ``3 h w``; mask, also (other places that matter): ``1 h w``."""
+    inside = mask if also is None else torch.maximum(mask, also)
+    return (1 + subject_weight * inside) * min(low_contrast, max(1.0, CONTRAST / contrast(picture, mask)))
 
 
 class SpriteCaptions(_Drawn):

@@ -15,6 +15,8 @@ case "$1" in
 scripts/spriteworld.py)
   [ "$2" = scale ] && echo 1.25
   [ "$2" = whiten ] && cat "$4" > "$6"
+  [ "$2" = latents ] && cat data/spriteworld/editor.safetensors > "$4"
+  [ "$2" = follow ] && cat "$4" data/spriteworld/first-stage.safetensors > "$6"
   [ "$2" = recogniser ] && touch data/spriteworld/recogniser-grey.safetensors
   exit 0;;
 esac
@@ -25,6 +27,7 @@ echo "$name $RANDOM$RANDOM" > "$run/checkpoints/step=${name##*-}.safetensors"
 """
 
 SCALE = "scale_factor"
+AFTER_THE_FIRST = ["text-to-image.yaml", "instruct-pix2pix.yaml", "first-stage-decoder.yaml"]
 
 
 @pytest.fixture
@@ -57,21 +60,25 @@ def trained(calls):
 def test_a_fresh_checkout_trains_everything_in_order_and_a_second_call_nothing(fresh):
     done, calls = run(fresh)
     assert done.returncode == 0, done.stderr
-    stages = (*["first-stage"] * 4, "text-to-image", "instruct-pix2pix")
+    stages = (*["first-stage"] * 4, "text-to-image", "instruct-pix2pix", "first-stage-decoder")
     assert trained(calls) == [f"{name}.yaml" for name in stages]
     begun = [part.split("/")[-1] for call in calls for part in call.split() if "ckpt_path=" in part]
     assert begun == ["white.safetensors", "windows-32.safetensors", "windows-48.safetensors"]
-    assert (fresh / "data/spriteworld/first-stage.safetensors").read_text().startswith("first-stage-3600")
+    assert (fresh / "data/spriteworld/first-stage.safetensors").read_text().startswith("decoder-4000")
+    assert "scripts/spriteworld.py latents --output logs/spriteworld/latents.safetensors --scenes 6000" in calls
+    for name, run_name in (("editor", "instruct-pix2pix-"), ("text-to-image", "text-to-image-")):
+        own, decoder = (fresh / f"data/spriteworld/{name}.safetensors").read_text().splitlines()
+        assert own.startswith(run_name)  # trained with the first stage as it was, then given the new decoder
+        assert decoder.startswith("decoder-4000")
     order = [next(i for i, call in enumerate(calls) if word in call) for word in ("first-st", " recog", "text-to")]
     assert order == sorted(order)
-    assert (fresh / "data/spriteworld/editor.safetensors").read_text().startswith("instruct-pix2pix-")
     (scale,) = (line for line in (fresh / "configs/spriteworld/model.yaml").read_text().splitlines() if SCALE in line)
     assert scale.split("#")[0].strip() == f"{SCALE}: 1.25"
     others = [path.name for path in (ROOT / "configs/spriteworld").glob("*.yaml") if SCALE in path.read_text()]
     assert others == ["model.yaml"]
     done, calls = run(fresh)
     assert done.returncode == 0
-    assert not [call for call in calls if "train.py" in call or "recogniser" in call]
+    assert not [call for call in calls if "train.py" in call or "recogniser" in call or "latents --" in call]
 
 
 def test_a_stopped_stage_is_resumed_and_another_number_of_steps_is_another_run(fresh):
@@ -90,9 +97,11 @@ def test_overrides_go_to_every_stage_after_its_own(fresh):
     done, calls = run(fresh, "training.precision=bf16", "data.params.train.params.seed=77", STEPS_RECOGNISER="5")
     assert done.returncode == 0, done.stderr
     lines = [call.split() for call in calls if call.startswith("scripts/train.py")]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for words in lines:
         assert "training.precision=bf16" in words
+    assert not [word for word in lines.pop() if "train.params.seed=" in word]  # the decoder's data are a file
+    for words in lines:
         seeds = [word for word in words if "train.params.seed=" in word]
         assert seeds[-1] == "data.params.train.params.seed=77"
     assert "scripts/spriteworld.py recogniser --steps 5" in calls
@@ -102,20 +111,20 @@ def test_what_follows_a_stage_that_was_trained_anew_is_trained_anew(fresh):
     assert run(fresh, STEPS_FIRST_STAGE="10")[0].returncode == 0
     done, calls = run(fresh)  # the whole length after a trial
     assert done.returncode == 0, done.stderr
-    assert trained(calls) == ["first-stage.yaml"] * 4 + ["text-to-image.yaml", "instruct-pix2pix.yaml"]
+    assert trained(calls) == ["first-stage.yaml"] * 4 + [*AFTER_THE_FIRST]
     assert trained(run(fresh)[1]) == []
-    assert trained(run(fresh, STEPS_TEXT="9")[1]) == ["text-to-image.yaml", "instruct-pix2pix.yaml"]
-    assert trained(run(fresh, "training.precision=bf16", STEPS_TEXT="9")[1])[-1] == "instruct-pix2pix.yaml"
+    assert trained(run(fresh, STEPS_TEXT="9")[1]) == AFTER_THE_FIRST
+    assert trained(run(fresh, "training.precision=bf16", STEPS_TEXT="9")[1])[-2:] == AFTER_THE_FIRST[-2:]
 
 
 def test_another_recipe_is_another_run_also_where_a_base_says_it(fresh):
     run(fresh)
     recipe = fresh / "configs/spriteworld/instruct-pix2pix.yaml"
     recipe.write_text(recipe.read_text().replace("t_power: 1.5", "t_power: 1.0"))
-    assert trained(run(fresh)[1]) == ["instruct-pix2pix.yaml"]
+    assert trained(run(fresh)[1]) == AFTER_THE_FIRST[1:]
     network = fresh / "configs/spriteworld/edit-model.yaml"  # only the editor's
     network.write_text(network.read_text().replace("base: model.yaml", "base: model.yaml  # the network"))
     done, calls = run(fresh)
-    assert trained(calls) == ["instruct-pix2pix.yaml"]
+    assert trained(calls) == AFTER_THE_FIRST[1:]
     assert "No such file" not in done.stderr
     assert trained(run(fresh)[1]) == []

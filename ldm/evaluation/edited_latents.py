@@ -1,0 +1,55 @@
+"""Latents that an editor makes, with the pictures that it should have made: what a decoder learns to draw from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ldm.checkpoint import read_checkpoint
+from ldm.data.images import check_writable
+from ldm.data.latent_pictures import save_latent_pictures
+from ldm.evaluation.spriteworld import masks, pictures
+from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.spriteworld.dataset import SpritePictures, SpriteTriplets, pixel_weights
+
+SCALES = ((1.0, 1.0), (1.5, 1.2), (2.0, 1.5))  # of text and picture, a batch each in turn
+STEPS = 10  # as good as 20 here
+WEIGHT, LOW_CONTRAST = 8.0, 3.0  # as configs/spriteworld/first-stage.yaml has them
+
+
+@torch.no_grad()
+def write_edited_latents(ckpt: Path, output: Path, n: int, seed: int, batch_size: int = 50) -> Path:
+    """Write the latents of n edits of fresh triplets, and those of n pictures in any coat as the encoder makes them.
+
+    Every new animal's coat is named, so the true picture is known; a third of the edits is made without guidance, the
+    rest with some. ckpt: an editor. Returns the file's path.
+    """
+    checkpoint = read_checkpoint(ckpt)
+    check_writable(output)
+    editor = ImageEditor.from_checkpoint(checkpoint)
+    if not editor.model.has_picture_input:
+        raise ValueError(f"'{ckpt}' makes pictures from text; an editor is expected")
+    own = EditSettings.of_checkpoint(checkpoint.metadata)
+    triplets = SpriteTriplets(n, seed, any_coat=0.3, any_style=0.35, named_coat=1.0)
+    plain = SpritePictures(n, seed, subject_weight=WEIGHT, low_contrast=LOW_CONTRAST, any_coat=0.5)
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for k, first in enumerate(tqdm(range(0, n, batch_size), desc="edits", unit="batch", disable=None)):
+        numbers = range(first, min(first + batch_size, n))
+        edits = [triplets.edit(i) for i in numbers]
+        text, picture = SCALES[k % len(SCALES)]
+        settings = EditSettings(**{**own.__dict__, "text_scale": text, "image_scale": picture, "steps": STEPS})
+        before, truth = (pictures([getattr(e, side) for e in edits]) for side in ("source", "target"))
+        z = editor.sample_latents(before, [e.instruction for e in edits], settings, numbers)
+        was, will = (masks([getattr(e, side) for e in edits]) for side in ("source", "target"))
+        weight = torch.stack(
+            [pixel_weights(p, m, WEIGHT, LOW_CONTRAST, also=w / 2) for p, m, w in zip(truth, will, was, strict=True)]
+        )
+        parts.append((z.float().cpu() / editor.model.scale_factor, truth, weight))
+        items = [plain[i] for i in numbers]
+        x = torch.stack([item["edited"] for item in items])
+        z = editor.model.picture_condition(x.to(editor.device))
+        parts.append((z.float().cpu(), x, torch.stack([item["weight"] for item in items])))
+    save_latent_pictures(output, *(torch.cat(values) for values in zip(*parts, strict=True)))
+    return output

@@ -1,0 +1,106 @@
+"""What tells a first stage's pictures from true ones, patch by patch, and the loss of one that is to fool it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ldm.modules.distributions import DiagonalGaussian
+from ldm.modules.reconstruction import ReconstructionLoss
+
+
+class PatchDiscriminator(nn.Module):
+    """Convolutions that judge each patch by itself (Isola et al. 2017), every one of at most unit gain (Miyato et al.
+    2018), so that its judgements change no faster than the picture does."""
+
+    def __init__(self, width: int = 32, levels: int = 3):
+        """width: channels of the first level, doubled at each of ``levels`` halvings of the resolution."""
+        super().__init__()
+        if width < 1 or levels < 1:
+            raise ValueError(f"width {width} and levels {levels} must be at least 1")
+        widths = [3, *(width * 2**i for i in range(levels))]
+        layers = [nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths)]
+        layers += [nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.Conv2d(widths[-1], 1, 1)]
+        self.layers = nn.ModuleList(spectral_norm(layer) for layer in layers)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return a judgement of each patch, ``b 1 h w`` (above 0: true), and what the layers before saw in it.
+
+        x: ``b 3 H W`` in [-1, 1], sides multiples of ``2 ** levels``.
+        """
+        seen = []
+        for layer in self.layers[:-1]:
+            x = F.leaky_relu(layer(x), 0.2)
+            seen.append(x)
+        return self.layers[-1](x), seen
+
+
+class AdversarialReconstructionLoss(ReconstructionLoss):
+    """Reconstruction's errors, and those of a discriminator that learns beside: its hinge loss, its judgement of the
+    reconstruction (as in Esser et al. 2021), and how far what its layers see is from what they see in the true picture
+    (feature matching, Wang et al. 2018).
+
+    Squared and absolute errors alone want the mean or median of what a latent may stand for, which is soft; a soft
+    picture is easily told. One optimiser moves both networks: each term's gradient reaches one of them only.
+    """
+
+    def __init__(
+        self,
+        adversarial: float = 1.0,
+        features: float = 1.0,
+        disc_start: int = 0,
+        disc_width: int = 32,
+        disc_levels: int = 3,
+        l1: float = 1.0,
+        l2: float = 1.0,
+        edges: float = 1.0,
+        kl: float = 1e-6,
+        whiten: float = 0.0,
+    ):
+        """adversarial, features: the size of each one's gradient at the picture, over that of the reconstruction's
+        errors. disc_start: steps in which the discriminator learns alone. disc_width, disc_levels: see
+        ``PatchDiscriminator``. The rest is ``ReconstructionLoss``'."""
+        super().__init__(l1, l2, edges, kl, whiten)
+        for name, value in (("adversarial", adversarial), ("features", features), ("disc_start", disc_start)):
+            if isinstance(value, bool) or not value >= 0:
+                raise ValueError(f"lossconfig.params.{name} is {value!r}; a number from 0 is expected")
+        self.adversarial, self.features, self.disc_start = adversarial, features, disc_start
+        self.discriminator = PatchDiscriminator(disc_width, disc_levels)
+        self.register_buffer("seen", torch.tensor(0))  # steps, kept with the weights to resume from
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        reconstruction: torch.Tensor,
+        posterior: DiagonalGaussian | None,
+        weight: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss and its parts, as ``ReconstructionLoss`` does; ``reconstruction`` has a gradient."""
+        loss, parts = super().forward(x, reconstruction, posterior, weight)
+        with torch.no_grad():
+            truth = self.discriminator(x)[1]
+        self.discriminator.requires_grad_(False)
+        judged, seen = self.discriminator(reconstruction)
+        self.discriminator.requires_grad_(True)
+        parts["adversarial"] = -judged.float().mean()
+        parts["features"] = torch.stack(
+            [(a - b).float().abs().mean() / (b.float().abs().mean() + 1e-3) for a, b in zip(seen, truth, strict=True)]
+        ).mean()
+        if self.seen >= self.disc_start:
+            size = _gradient(loss, reconstruction)
+            for name in ("adversarial", "features"):
+                scale = size / (_gradient(parts[name], reconstruction) + 1e-8)
+                loss = loss + getattr(self, name) * scale.clamp(max=1e4) * parts[name]
+        self.seen += 1
+        real, made = (self.discriminator(picture)[0].float() for picture in (x, reconstruction.detach()))
+        parts["discriminator"] = F.relu(1 - real).mean() + F.relu(1 + made).mean()
+        return loss + parts["discriminator"], parts
+
+
+def _gradient(loss: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Return the norm of a loss' gradient at a tensor, itself without one."""
+    return torch.autograd.grad(loss, at, retain_graph=True)[0].float().norm()

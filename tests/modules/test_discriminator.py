@@ -1,0 +1,85 @@
+"""The adversarial loss: each network gets its own gradient, of the size that was asked for, and the judge learns."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ldm.modules.discriminator import AdversarialReconstructionLoss, PatchDiscriminator
+from ldm.modules.reconstruction import ReconstructionLoss
+
+
+@pytest.fixture
+def pictures():
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 3, 32, 32, generator=g) * 2 - 1
+    return x, (x + 0.3 * torch.randn(x.shape, generator=g)).requires_grad_()
+
+
+def gradients(loss, x, made):
+    """What a loss' backward pass leaves at the reconstruction and at the discriminator."""
+    total, parts = loss(x, made, None, None)
+    made.grad = None
+    loss.zero_grad()
+    total.backward()
+    return made.grad.clone(), [p.grad for p in loss.discriminator.parameters()], parts
+
+
+def adversarial(**given):
+    torch.manual_seed(0)
+    return AdversarialReconstructionLoss(**{"adversarial": 0.0, "features": 0.0, "disc_width": 8, **given}).eval()
+
+
+def test_each_part_pulls_at_the_picture_as_hard_as_it_was_told_to(pictures):
+    x, made = pictures
+    plain = gradients(adversarial(), x, made)[0]
+    (reference,) = torch.autograd.grad(ReconstructionLoss()(x, made, None, None)[0], made)
+    assert torch.allclose(plain, reference)
+    for name, share in (("adversarial", 0.5), ("features", 2.0)):
+        more = gradients(adversarial(**{name: share}), x, made)[0] - plain
+        assert (more.norm() / plain.norm()).item() == pytest.approx(share, rel=1e-3)
+
+
+def test_the_discriminator_learns_from_its_own_term_alone(pictures):
+    x, made = pictures
+    loss = adversarial(adversarial=3.0, features=3.0)
+    _, found, parts = gradients(loss, x, made)
+    judge = loss.discriminator
+    hinge = F.relu(1 - judge(x)[0]).mean() + F.relu(1 + judge(made.detach())[0]).mean()
+    assert parts["discriminator"].item() == pytest.approx(hinge.item())
+    for a, b in zip(found, torch.autograd.grad(hinge, list(judge.parameters())), strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
+
+
+def test_it_begins_to_count_when_it_was_told_to(pictures):
+    x, made = pictures
+    loss, plain = adversarial(adversarial=1.0, disc_start=2), gradients(adversarial(), x, made)[0]
+    same = [torch.allclose(gradients(loss, x, made)[0], plain) for _ in range(4)]
+    assert same == [True, True, False, False]
+
+
+def test_a_discriminator_learns_to_tell_soft_pictures_from_true_ones():
+    torch.manual_seed(0)
+    judge = PatchDiscriminator(width=8, levels=2)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=5e-3)
+
+    def pair(seed):
+        x = (torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) > 0.5).float() * 2 - 1
+        return x, F.avg_pool2d(x, 3, stride=1, padding=1)
+
+    for seed in range(60):
+        x, soft = pair(seed)
+        loss = F.relu(1 - judge(x)[0]).mean() + F.relu(1 + judge(soft)[0]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, soft = pair(1000)
+    assert (judge(x)[0].mean((1, 2, 3)) > judge(soft)[0].mean((1, 2, 3)).max()).all()
+    assert judge(x)[0].shape == (8, 1, 8, 8)
+
+
+def test_numbers_without_sense_are_refused():
+    for given in ({"adversarial": -1.0}, {"features": -0.1}, {"disc_start": -1}):
+        with pytest.raises(ValueError, match=next(iter(given))):
+            AdversarialReconstructionLoss(**given)
+    with pytest.raises(ValueError, match="at least 1"):
+        PatchDiscriminator(levels=0)
