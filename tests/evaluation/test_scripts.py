@@ -9,13 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from ldm.checkpoint import read_checkpoint, save_checkpoint
+from ldm.data.latent_pictures import LatentPictures
 from ldm.evaluation import spriteworld_jobs as jobs
 from ldm.inference import auto_cfg
 from ldm.inference.editor import EditSettings
 from ldm.inference.generator import TextSettings
+from ldm.spriteworld import measures as m
+from ldm.spriteworld.dataset import SpritePictures, SpriteTriplets
 from ldm.spriteworld.instructions import KINDS
 from ldm.spriteworld.recogniser import accuracy, load_recogniser
 
@@ -165,6 +169,28 @@ def test_an_editor_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch, tm
         'class, "a sks ..."',
         "class, its coat named",
     }
+
+
+def test_latents_are_an_editors_beside_the_pictures_that_it_should_have_made(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "out" / "latents.safetensors"
+    path.parent.mkdir()
+    assert spriteworld(capsys, monkeypatch, "latents", "--scenes", 3, "--seed", 8, "--output", path) == str(path)
+    found = LatentPictures(str(path))
+    assert len(found) == 6  # three edits, then three pictures in any coat
+    triplets = SpriteTriplets(3, 8, any_coat=0.3, any_style=0.35, named_coat=1.0)
+    stage = jobs.first_stage_of(DATA / "first-stage.safetensors")
+    for i in range(6):
+        item = found[i]
+        drawn = SpritePictures(3, 8, any_coat=0.5)[i - 3] if i > 2 else triplets[i]
+        assert torch.allclose(item["edited"], drawn["edited"], atol=0.005)
+        with torch.no_grad():
+            made = stage.decode(item["z"][None])
+            kept = (stage.encode(item["edited"][None]).mean - item["z"]).abs().max()
+        assert m.exact_psnr(made, item["edited"][None]).item() > (30 if i > 2 else 20)
+        assert (kept < 0.1) == (i > 2)  # an edit's latents are the editor's own
+        assert item["weight"].max() > 8.5 * item["weight"].min()
+    refusal = refused(capsys, monkeypatch, "spriteworld.py", "latents", "--output", "x.png")
+    assert "needs --output FILE.safetensors" in refusal
 
 
 def test_measures_are_calibrated_by_answers_that_need_no_editor(capsys, monkeypatch, tmp_path):
