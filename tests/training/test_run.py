@@ -48,6 +48,16 @@ def editor_config(**training):
     return OmegaConf.merge(config, {"training": {**defaults, "cache_latents": False, **training}})
 
 
+def adversarial_config(**training):
+    """A first stage with a network of its loss', which is resumed, too."""
+    config = first_stage_config(**training)
+    config.model.params.lossconfig = {
+        "target": "ldm.modules.discriminator.AdversarialReconstructionLoss",
+        "params": {"disc_width": 4, "disc_start": 2, "kl": 1e-3},
+    }
+    return config
+
+
 def weights(run, step):
     return read_checkpoint(run / "checkpoints" / f"step={step}.safetensors").tensors
 
@@ -63,9 +73,9 @@ def config_with_dropout(**training):
     return config
 
 
-@pytest.mark.parametrize("make", [first_stage_config, editor_config, config_with_dropout])
+@pytest.mark.parametrize("make", [first_stage_config, adversarial_config, editor_config, config_with_dropout])
 def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(make, tmp_path, monkeypatch):
-    steps, cut = (6, 3) if make is first_stage_config else (4, 2)
+    steps, cut = (6, 3) if make in (first_stage_config, adversarial_config) else (4, 2)
     unbroken = train(make(keep_at=[steps]), "unbroken", tmp_path)
 
     from ldm.training import run as module
