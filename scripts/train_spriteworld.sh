@@ -90,7 +90,9 @@ stage decoder configs/spriteworld/first-stage-decoder.yaml "${STEPS_DECODER:-400
 cp "$runs/decoder.safetensors" "$data/first-stage.safetensors"
 for model in text-to-image editor; do
   "$python" scripts/spriteworld.py follow --ckpt "$data/$model.safetensors" --output "$runs/followed.safetensors"
-  cp "$runs/followed.safetensors" "$data/$model.safetensors"
+  rm -f "$runs/exported.safetensors"
+  "$python" scripts/export.py "$runs/followed.safetensors" "$runs/exported.safetensors"  # in fp16
+  mv "$runs/exported.safetensors" "$data/$model.safetensors"
 done
 "$python" scripts/spriteworld.py photos > /dev/null
 "$python" scripts/spriteworld.py measure --output "$data/measures"

@@ -33,7 +33,7 @@ def write_edited_latents(ckpt: Path, output: Path, n: int, seed: int, batch_size
         raise ValueError(f"'{ckpt}' makes pictures from text; an editor is expected")
     own = EditSettings.of_checkpoint(checkpoint.metadata)
     triplets = SpriteTriplets(n, seed, any_coat=0.3, any_style=0.35, named_coat=1.0)
-    plain = SpritePictures(n, seed, subject_weight=WEIGHT, low_contrast=LOW_CONTRAST, any_coat=0.5)
+    plain = SpritePictures(n, seed, subject_weight=WEIGHT, low_contrast=LOW_CONTRAST, any_coat=0.8)
     parts: list[tuple[torch.Tensor, ...]] = []
     for k, first in enumerate(tqdm(range(0, n, batch_size), desc="edits", unit="batch", disable=None)):
         numbers = range(first, min(first + batch_size, n))

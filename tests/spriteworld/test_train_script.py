@@ -19,6 +19,8 @@ scripts/spriteworld.py)
   [ "$2" = follow ] && cat "$4" data/spriteworld/first-stage.safetensors > "$6"
   [ "$2" = recogniser ] && touch data/spriteworld/recogniser-grey.safetensors
   exit 0;;
+scripts/export.py)
+  exec cp "$2" "$3";;
 esac
 if [ "$2" = --logs ]; then run="$5"; name="${run##*_}"; else name="${@: -1}"; run="logs/spriteworld/1_$name"; fi
 mkdir -p "$run/checkpoints"
