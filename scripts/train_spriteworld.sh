@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Train everything in data/spriteworld again: first stage, recognisers, text to image, editor. Each stage goes on where
-# it was stopped; finished stages are left alone. On a GPU it takes minutes, on two CPU cores a night. STEPS_FIRST_STAGE,
+# Train everything in data/spriteworld again: first stage, recognisers, text to image, editor, and the first stage's
+# decoder once more. Each stage goes on where it was stopped; finished stages are not trained again, only their weights
+# are put in place once more (the decoder's last). On a GPU it takes minutes, on two CPU cores a night. STEPS_FIRST_STAGE,
 # STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT, STEPS_EDIT, SCENES_LATENTS and STEPS_DECODER make it shorter;
 # key.sub=value arguments go to every stage, such as training.precision=bf16 or data.params.train.params.length=2000
 # (those of the data not to the decoder's, which learns from SCENES_LATENTS edits).
@@ -80,14 +81,17 @@ stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-
   "$data/text-to-image.safetensors"
 # The decoder, from the latents that this editor makes; both models take it along, their latents stay.
 latents="$runs/latents.safetensors"
-if [ ! -f "$latents" ] || ! cmp -s "$data/editor.safetensors" "$runs/latents-by"; then
-  "$python" scripts/spriteworld.py latents --output "$latents" --scenes "${SCENES_LATENTS:-6000}"
-  cp "$data/editor.safetensors" "$runs/latents-by"
+scenes="${SCENES_LATENTS:-6000}"
+made_of="$scenes $(sha256sum < "$data/editor.safetensors")"
+if [ ! -f "$latents" ] || [ "$(cat "$runs/latents-of" 2> /dev/null)" != "$made_of" ]; then
+  "$python" scripts/spriteworld.py latents --output "$latents" --scenes "$scenes"
+  echo "$made_of" > "$runs/latents-of"
 fi
-for i in "${!given[@]}"; do [[ "${given[i]}" != data.params.train.params.* ]] || unset "given[i]"; done
+for i in "${!given[@]}"; do [[ "${given[i]}" != data.params.train[.=]* ]] || unset "given[i]"; done
 stage decoder configs/spriteworld/first-stage-decoder.yaml "${STEPS_DECODER:-4000}" "$runs/decoder.safetensors" \
   "$latents" "data.params.train.params.files=$latents"
-cp "$runs/decoder.safetensors" "$data/first-stage.safetensors"
+cp "$runs/decoder.safetensors" "$data/first-stage.safetensors.tmp"
+mv "$data/first-stage.safetensors.tmp" "$data/first-stage.safetensors"
 for model in text-to-image editor; do
   "$python" scripts/spriteworld.py follow --ckpt "$data/$model.safetensors" --output "$runs/followed.safetensors"
   rm -f "$runs/exported.safetensors"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 
 from ldm.checkpoint import replacing, write_safetensors
@@ -23,21 +23,19 @@ class LatentPictures(Dataset):
     """
 
     def __init__(self, files: str | Sequence[str]):
-        """files: one or several that ``save_latent_pictures`` wrote. Raises FileNotFoundError or ValueError for what
-        is none."""
+        """files: one or several that ``save_latent_pictures`` wrote. Raises FileNotFoundError for none, ValueError for
+        what is no such file, or files that do not belong together."""
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in NAMES}
         for path in [files] if isinstance(files, str) else list(files):
             if not Path(path).is_file():
                 raise FileNotFoundError(f"no latents '{path}'; scripts/spriteworld.py latents makes such a file")
-            with safe_open(path, framework="pt") as stored:
-                if set(stored.keys()) != set(NAMES):
-                    raise ValueError(f"'{path}' holds no latents with pictures: {', '.join(NAMES)} are expected")
-                for name in NAMES:
-                    parts[name].append(stored.get_tensor(name))
+            for name, tensor in _read(path).items():
+                parts[name].append(tensor)
         if not parts["z"]:
             raise ValueError("files is empty; at least one file of latents is needed")
-        if len({part.shape[1:] for part in parts["z"]}) > 1:
-            raise ValueError(f"latents of different shapes: {sorted({tuple(p.shape[1:]) for p in parts['z']})}")
+        for name, values in parts.items():
+            if len(shapes := {tuple(part.shape[1:]) for part in values}) > 1:
+                raise ValueError(f"files with '{name}' of different shapes do not belong together: {sorted(shapes)}")
         self.tensors = {name: torch.cat(values) for name, values in parts.items()}
 
     def __len__(self) -> int:
@@ -49,9 +47,23 @@ class LatentPictures(Dataset):
         return {"z": z, "edited": edited / 127.5 - 1, "weight": weight}
 
 
+def _read(path: str) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, framework="pt") as stored:
+            found = {name: stored.get_tensor(name) for name in NAMES if name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"'{path}' is not a readable file of latents ({error})") from error
+    if len(found) < len(NAMES) or len({len(tensor) for tensor in found.values()}) > 1:
+        raise ValueError(f"'{path}' holds no latents with pictures: {', '.join(NAMES)}, as many of each, are expected")
+    return found
+
+
 def save_latent_pictures(path: str | Path, z: torch.Tensor, edited: torch.Tensor, weight: torch.Tensor) -> None:
     """Write latents ``n c h w`` (unscaled), pictures ``n 3 H W`` in [-1, 1] and weights ``n 1 H W`` as one file, at 2,
-    1 and 2 bytes a value."""
+    1 and 2 bytes a value; its folder is made. Raises ValueError for latents that are not finite in half precision."""
+    if not z.half().isfinite().all():
+        raise ValueError(f"the latents are not finite; '{path}' is not written (an editor in fp16? take fp32 or bf16)")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     pixels = ((edited + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     with replacing(path) as temporary:
         write_safetensors({"z": z.half(), "edited": pixels, "weight": weight.half()}, temporary)

@@ -24,13 +24,11 @@ def write_edited_latents(ckpt: Path, output: Path, n: int, seed: int, batch_size
     """Write the latents of n edits of fresh triplets, and those of n pictures in any coat as the encoder makes them.
 
     Every new animal's coat is named, so the true picture is known; a third of the edits is made without guidance, the
-    rest with some. ckpt: an editor. Returns the file's path.
+    rest with some. ckpt: an editor. Returns the file's path. Raises ValueError for a model that edits no pictures.
     """
     checkpoint = read_checkpoint(ckpt)
     check_writable(output)
     editor = ImageEditor.from_checkpoint(checkpoint)
-    if not editor.model.has_picture_input:
-        raise ValueError(f"'{ckpt}' makes pictures from text; an editor is expected")
     own = EditSettings.of_checkpoint(checkpoint.metadata)
     triplets = SpriteTriplets(n, seed, any_coat=0.3, any_style=0.35, named_coat=1.0)
     plain = SpritePictures(n, seed, subject_weight=WEIGHT, low_contrast=LOW_CONTRAST, any_coat=0.8)

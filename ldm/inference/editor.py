@@ -236,7 +236,7 @@ class ImageEditor:
         progress: Callable[[], None] | None = None,
         condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return what ``sample`` decodes: the scaled latents ``b 4 h w`` of edited pictures.
+        """Return what ``sample`` decodes: the scaled latents ``b c h w`` of edited pictures.
 
         The random numbers are upstream's: ``manual_seed(seed)`` on the model's device, one draw for the start, one
         per ancestral step.

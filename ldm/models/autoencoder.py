@@ -115,8 +115,6 @@ class AutoencoderKL(pl.LightningModule):
         unscaled latents ``z`` to draw them from (with ``decoder_only``; else those that the encoder makes)."""
         x, posterior = batch["edited"], None
         if "z" in batch:
-            if not self.decoder_only:
-                raise ValueError("these data hold latents: an encoder learns nothing from them; set decoder_only: true")
             z = batch["z"]
         else:
             posterior = self.encode(x)

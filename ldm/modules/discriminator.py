@@ -14,11 +14,12 @@ from ldm.modules.reconstruction import ReconstructionLoss
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutions that judge each patch by itself (Isola et al. 2017), every one of at most unit gain (Miyato et al.
-    2018), so that its judgements change no faster than the picture does."""
+    """Convolutions that judge each patch by itself (Isola et al. 2017). Spectral normalisation (Miyato et al. 2018)
+    bounds how fast its judgements change with the picture; without it, it runs ahead of the decoder."""
 
     def __init__(self, width: int = 32, levels: int = 3):
-        """width: channels of the first level, doubled at each of ``levels`` halvings of the resolution."""
+        """width: channels of the first level, doubled at each of ``levels`` halvings of the resolution. Raises
+        ValueError for either below 1."""
         super().__init__()
         if width < 1 or levels < 1:
             raise ValueError(f"width {width} and levels {levels} must be at least 1")
@@ -62,15 +63,20 @@ class AdversarialReconstructionLoss(ReconstructionLoss):
         whiten: float = 0.0,
     ):
         """adversarial, features: the size of each one's gradient at the picture, over that of the reconstruction's
-        errors. disc_start: steps in which the discriminator learns alone. disc_width, disc_levels: see
-        ``PatchDiscriminator``. The rest is ``ReconstructionLoss``'."""
+        errors. disc_start: how many batches the discriminator learns from before anything else hears of it. disc_width,
+        disc_levels: see ``PatchDiscriminator``. The rest is ``ReconstructionLoss``'. Raises ValueError for a number
+        below 0, or both weights 0.
+        """
         super().__init__(l1, l2, edges, kl, whiten)
         for name, value in (("adversarial", adversarial), ("features", features), ("disc_start", disc_start)):
-            if isinstance(value, bool) or not value >= 0:
-                raise ValueError(f"lossconfig.params.{name} is {value!r}; a number from 0 is expected")
+            if isinstance(value, bool) or not value >= 0 or (name == "disc_start" and not isinstance(value, int)):
+                kind = "whole number" if name == "disc_start" else "number"
+                raise ValueError(f"lossconfig.params.{name} is {value!r}; a {kind} from 0 is expected")
+        if not adversarial + features:
+            raise ValueError("adversarial and features are both 0: take ldm.modules.reconstruction.ReconstructionLoss")
         self.adversarial, self.features, self.disc_start = adversarial, features, disc_start
         self.discriminator = PatchDiscriminator(disc_width, disc_levels)
-        self.register_buffer("seen", torch.tensor(0))  # steps, kept with the weights to resume from
+        self.register_buffer("seen", torch.tensor(0))  # batches, kept with the weights to resume from
 
     def forward(
         self,
@@ -81,14 +87,16 @@ class AdversarialReconstructionLoss(ReconstructionLoss):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and its parts, as ``ReconstructionLoss`` does; ``reconstruction`` has a gradient."""
         loss, parts = super().forward(x, reconstruction, posterior, weight)
-        with torch.no_grad():
-            truth = self.discriminator(x)[1]
+        real, truth = self.discriminator(x)
         self.discriminator.requires_grad_(False)
         judged, seen = self.discriminator(reconstruction)
         self.discriminator.requires_grad_(True)
         parts["adversarial"] = -judged.float().mean()
         parts["features"] = torch.stack(
-            [(a - b).float().abs().mean() / (b.float().abs().mean() + 1e-3) for a, b in zip(seen, truth, strict=True)]
+            [
+                (a - b.detach()).float().abs().mean() / (b.detach().float().abs().mean() + 1e-3)
+                for a, b in zip(seen, truth, strict=True)
+            ]
         ).mean()
         if self.seen >= self.disc_start:
             size = _gradient(loss, reconstruction)
@@ -96,11 +104,12 @@ class AdversarialReconstructionLoss(ReconstructionLoss):
                 scale = size / (_gradient(parts[name], reconstruction) + 1e-8)
                 loss = loss + getattr(self, name) * scale.clamp(max=1e4) * parts[name]
         self.seen += 1
-        real, made = (self.discriminator(picture)[0].float() for picture in (x, reconstruction.detach()))
-        parts["discriminator"] = F.relu(1 - real).mean() + F.relu(1 + made).mean()
+        made = self.discriminator(reconstruction.detach())[0]
+        parts["discriminator"] = F.relu(1 - real.float()).mean() + F.relu(1 + made.float()).mean()
         return loss + parts["discriminator"], parts
 
 
 def _gradient(loss: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """Return the norm of a loss' gradient at a tensor, itself without one."""
-    return torch.autograd.grad(loss, at, retain_graph=True)[0].float().norm()
+    """Return the norm of the gradient that a mean over a picture's values has there, itself without gradient; scaled by
+    their number meanwhile, or half precision would round it to nothing."""
+    return torch.autograd.grad(loss * at.numel(), at, retain_graph=True)[0].float().norm() / at.numel()

@@ -16,6 +16,7 @@ from ldm.config import instantiate_from_config
 from ldm.data.check import check_identifier
 from ldm.data.datamodule import PairDataModule
 from ldm.data.latent_cache import Encode, cached
+from ldm.data.latent_pictures import LatentPictures
 from ldm.data.pair_cache import EncodedPairs
 from ldm.models.build import choose_device
 from ldm.modules.text import encode_words
@@ -33,6 +34,8 @@ def build_data(config: DictConfig, settings: dict[str, Any], model: Any, logs: P
     for key in ("validate_every", "drift_every"):
         if settings[key] and not isinstance(data, PairDataModule):
             raise ValueError(f"training.{key} needs pairs (PairDataModule)")
+    if isinstance(inner := _inmost(data), LatentPictures):
+        _check_latents(inner, model)
     if isinstance(data, PairDataModule):
         _check_sizes(data, model)
         identifier = getattr(data.streams["instance"], "identifier", "")
@@ -54,6 +57,25 @@ def build_data(config: DictConfig, settings: dict[str, Any], model: Any, logs: P
         done = read_checkpoint(last).metadata.get("global_step", 0)
         data.start_batch = int(done) * settings["accumulate"]
     return data
+
+
+def _inmost(data: Any) -> Any:
+    """The dataset of a data module of one stream, without what keeps it in memory; None for others."""
+    found = getattr(data, "dataset", None)
+    return getattr(found, "dataset", found)
+
+
+def _check_latents(data: LatentPictures, model: Any) -> None:
+    """Raise ValueError for latents that this first stage's decoder cannot learn from."""
+    if not getattr(model, "decoder_only", False):
+        raise ValueError("these data hold latents: an encoder learns nothing from them; set decoder_only: true")
+    item = data[0]
+    found, size = tuple(item["z"].shape), tuple(item["edited"].shape[1:])
+    wanted = (model.embed_dim, *(side // model.downsampling for side in size))
+    if found != wanted:
+        raise ValueError(
+            f"latents of {found} with pictures of {size}: this first stage makes {wanted} of such pictures"
+        )
 
 
 def _check_sizes(data: PairDataModule, model: Any) -> None:

@@ -9,23 +9,29 @@ import torch
 from torch import nn
 
 # Quintic Newton-Schulz iteration (Jordan et al. 2024): five rounds bring all singular values to about 1.
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+COEFFICIENTS, ROUNDS = (3.4445, -4.7750, 2.0315), 5
+WIDE = 2  # times as many columns as rows: from there on fewer products do
 # Embeddings, and the first and last layers of a network, do better with AdamW; a discriminator must not run ahead.
 NOT_HIDDEN = ("embedding", "conv_in.", "conv_out.", "quant_conv.", "input_blocks.0.0.", "out.2.", "discriminator.")
 
 
-def orthogonalised(matrix: torch.Tensor, rounds: int = 5) -> torch.Tensor:
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
     """Return about ``U V^T`` of a matrix' singular value decomposition ``U S V^T``: singular values 0.7 to 1.2."""
     a, b, c = COEFFICIENTS
     x = matrix / (matrix.norm() + 1e-7)
     wide = x if x.shape[0] <= x.shape[1] else x.T
-    # every round is a polynomial of the first gram matrix: the wide matrix itself is multiplied once, at the end
-    gram, eye = wide @ wide.T, torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
-    product = eye
-    for _ in range(rounds):
-        factor = a * eye + b * gram + c * gram @ gram
-        gram, product = factor @ gram @ factor, factor @ product
-    wide = product @ wide
+    if wide.shape[1] < WIDE * wide.shape[0]:
+        for _ in range(ROUNDS):
+            gram = wide @ wide.T
+            wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    else:  # every round is a polynomial of the first gram matrix: the wide matrix is multiplied once, at the end
+        gram, eye = wide @ wide.T, torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+        product = None
+        for left in reversed(range(ROUNDS)):
+            factor = a * eye + b * gram + c * gram @ gram
+            product = factor if product is None else factor @ product
+            gram = factor @ gram @ factor if left else gram
+        wide = product @ wide
     return wide if x.shape[0] <= x.shape[1] else wide.T
 
 

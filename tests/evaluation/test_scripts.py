@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from ldm.checkpoint import read_checkpoint, save_checkpoint
+from ldm.config import load_config
 from ldm.data.latent_pictures import LatentPictures
 from ldm.evaluation import spriteworld_jobs as jobs
+from ldm.evaluation.edited_latents import LOW_CONTRAST, WEIGHT
 from ldm.inference import auto_cfg
 from ldm.inference.editor import EditSettings
 from ldm.inference.generator import TextSettings
@@ -173,7 +175,8 @@ def test_an_editor_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch, tm
 
 def test_latents_are_an_editors_beside_the_pictures_that_it_should_have_made(capsys, monkeypatch, tmp_path):
     path = tmp_path / "out" / "latents.safetensors"
-    path.parent.mkdir()
+    shipped = load_config(ROOT / "configs/spriteworld/first-stage.yaml").data.params.train.params
+    assert (shipped.subject_weight, shipped.low_contrast) == (WEIGHT, LOW_CONTRAST)
     assert spriteworld(capsys, monkeypatch, "latents", "--scenes", 3, "--seed", 8, "--output", path) == str(path)
     found = LatentPictures(str(path))
     assert len(found) == 6  # three edits, then three pictures in any coat

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.modules.discriminator import AdversarialReconstructionLoss, PatchDiscriminator
+from ldm.modules.discriminator import AdversarialReconstructionLoss, PatchDiscriminator, _gradient
 from ldm.modules.reconstruction import ReconstructionLoss
 
 
@@ -29,11 +29,14 @@ def adversarial(**given):
     return AdversarialReconstructionLoss(**{"adversarial": 0.0, "features": 0.0, "disc_width": 8, **given}).eval()
 
 
+def without(x, made):
+    """The gradient of the reconstruction's errors alone."""
+    return torch.autograd.grad(ReconstructionLoss()(x, made, None, None)[0], made)[0]
+
+
 def test_each_part_pulls_at_the_picture_as_hard_as_it_was_told_to(pictures):
     x, made = pictures
-    plain = gradients(adversarial(), x, made)[0]
-    (reference,) = torch.autograd.grad(ReconstructionLoss()(x, made, None, None)[0], made)
-    assert torch.allclose(plain, reference)
+    plain = without(x, made)
     for name, share in (("adversarial", 0.5), ("features", 2.0)):
         more = gradients(adversarial(**{name: share}), x, made)[0] - plain
         assert (more.norm() / plain.norm()).item() == pytest.approx(share, rel=1e-3)
@@ -52,7 +55,7 @@ def test_the_discriminator_learns_from_its_own_term_alone(pictures):
 
 def test_it_begins_to_count_when_it_was_told_to(pictures):
     x, made = pictures
-    loss, plain = adversarial(adversarial=1.0, disc_start=2), gradients(adversarial(), x, made)[0]
+    loss, plain = adversarial(adversarial=1.0, disc_start=2), without(x, made)
     same = [torch.allclose(gradients(loss, x, made)[0], plain) for _ in range(4)]
     assert same == [True, True, False, False]
 
@@ -78,8 +81,28 @@ def test_a_discriminator_learns_to_tell_soft_pictures_from_true_ones():
 
 
 def test_numbers_without_sense_are_refused():
-    for given in ({"adversarial": -1.0}, {"features": -0.1}, {"disc_start": -1}):
+    for given in ({"adversarial": -1.0}, {"features": -0.1}, {"disc_start": -1}, {"disc_start": 1.5}):
         with pytest.raises(ValueError, match=next(iter(given))):
             AdversarialReconstructionLoss(**given)
+    with pytest.raises(ValueError, match="both 0: take"):
+        AdversarialReconstructionLoss(adversarial=0, features=0)
     with pytest.raises(ValueError, match="at least 1"):
         PatchDiscriminator(levels=0)
+
+
+def test_in_mixed_precision_all_of_the_discriminator_learns_and_small_gradients_count():
+    """Of large pictures the gradient of a mean is below what fp16 can tell from 0."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 256, 256, generator=g) * 2 - 1
+    made = (x + 0.01 * torch.randn(x.shape, generator=g)).requires_grad_()
+    loss = adversarial(adversarial=1.0, l1=0.0, edges=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, found, _ = gradients(loss, x, made)
+    assert all(part is not None and part.abs().max() > 0 for part in found[:-2])
+    whole = made.grad.norm() / torch.autograd.grad((made - x).square().mean(), made)[0].norm()
+    assert whole > 1.0
+    half = made.detach().half().requires_grad_()
+    size = _gradient((half - x.half()).float().square().mean(), half)
+    assert size.item() == pytest.approx(
+        torch.autograd.grad((made - x).square().mean(), made)[0].norm().item(), rel=0.05
+    )

@@ -15,7 +15,7 @@ case "$1" in
 scripts/spriteworld.py)
   [ "$2" = scale ] && echo 1.25
   [ "$2" = whiten ] && cat "$4" > "$6"
-  [ "$2" = latents ] && cat data/spriteworld/editor.safetensors > "$4"
+  [ "$2" = latents ] && echo "$6" > "$4" && cat data/spriteworld/editor.safetensors >> "$4"
   [ "$2" = follow ] && cat "$4" data/spriteworld/first-stage.safetensors > "$6"
   [ "$2" = recogniser ] && touch data/spriteworld/recogniser-grey.safetensors
   exit 0;;
@@ -116,6 +116,7 @@ def test_what_follows_a_stage_that_was_trained_anew_is_trained_anew(fresh):
     assert trained(calls) == ["first-stage.yaml"] * 4 + [*AFTER_THE_FIRST]
     assert trained(run(fresh)[1]) == []
     assert trained(run(fresh, STEPS_TEXT="9")[1]) == AFTER_THE_FIRST
+    assert trained(run(fresh, STEPS_TEXT="9", SCENES_LATENTS="60")[1]) == AFTER_THE_FIRST[2:]
     assert trained(run(fresh, "training.precision=bf16", STEPS_TEXT="9")[1])[-2:] == AFTER_THE_FIRST[-2:]
 
 

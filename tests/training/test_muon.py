@@ -21,6 +21,16 @@ def test_the_update_keeps_the_singular_vectors_and_levels_the_values(shape):
     assert (inner - torch.diag(inner.diagonal())).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("shape", [(24, 24), (24, 96), (96, 24)])
+def test_a_matrix_of_low_rank_stays_so_in_single_precision(shape):
+    """Rows that are alike, as a fresh gradient has them: what is nothing must not be blown up by rounding."""
+    matrix = torch.randn(2, shape[1], generator=torch.Generator().manual_seed(0))[torch.arange(shape[0]) % 2]
+    values = torch.linalg.svdvals(orthogonalised(matrix).double())
+    assert values[1] > 0.5
+    assert values[0] < 1.3
+    assert values[2] < 0.01
+
+
 def network():
     torch.manual_seed(0)
     return nn.ModuleDict({"conv_in": nn.Conv2d(3, 8, 3), "hidden": nn.Conv2d(8, 8, 3), "norm": nn.GroupNorm(2, 8)})
