@@ -50,6 +50,16 @@ stage() {
   mv "$weights.tmp" "$weights"
 }
 
+# whitened SOURCE OUTPUT [option ...]: make its latents white, once for each source: the last bit depends on the threads.
+whitened() {
+  local source="$1" output="$2" of
+  shift 2
+  of="$(sha256sum < "$source") $*"
+  [ -f "$output" ] && [ "$(cat "$output.of" 2> /dev/null)" = "$of" ] && return
+  "$python" scripts/spriteworld.py whiten --ckpt "$source" --output "$output" "$@"
+  echo "$of" > "$output.of"
+}
+
 # The first stage: whole pictures, then (its latents made white) windows of 32 and 48 pixels around the animal, where
 # the details are, and whole pictures again; last, each channel as large as what it means to the picture (nearly).
 first=configs/spriteworld/first-stage.yaml
@@ -58,15 +68,15 @@ plain=(model.params.lossconfig.params.whiten=0 model.params.lossconfig.params.kl
 windows="${STEPS_WINDOWS:-2600}"
 from=model.params.ckpt_path
 stage first-stage-plain "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/plain.safetensors" "" "${plain[@]}"
-"$python" scripts/spriteworld.py whiten --ckpt "$runs/plain.safetensors" --output "$runs/white.safetensors"
+whitened "$runs/plain.safetensors" "$runs/white.safetensors"
 stage first-stage-32 "$first" "$windows" "$runs/windows-32.safetensors" "$runs/white.safetensors" \
   "$from=$runs/white.safetensors" data.params.batch_size=32 data.params.train.params.crop=32 data.params.train.params.seed=11
 stage first-stage-48 "$first" "$windows" "$runs/windows-48.safetensors" "$runs/windows-32.safetensors" \
   "$from=$runs/windows-32.safetensors" data.params.batch_size=24 data.params.train.params.crop=48 data.params.train.params.seed=12
 stage first-stage "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/whole.safetensors" "$runs/windows-48.safetensors" \
   "$from=$runs/windows-48.safetensors"
-"$python" scripts/spriteworld.py whiten --ckpt "$runs/whole.safetensors" --output "$data/first-stage.safetensors" \
-  --power 0.8
+whitened "$runs/whole.safetensors" "$runs/first-stage.safetensors" --power 0.8
+cp "$runs/first-stage.safetensors" "$data/first-stage.safetensors"
 # the scale of these latents: every config that starts from these weights reads it
 scale="$("$python" scripts/spriteworld.py scale)"
 sed -i "s/scale_factor: [0-9.]*/scale_factor: $scale/" configs/spriteworld/model.yaml

@@ -14,7 +14,7 @@ echo "$*" >> calls
 case "$1" in
 scripts/spriteworld.py)
   [ "$2" = scale ] && echo 1.25
-  [ "$2" = whiten ] && cat "$4" > "$6"
+  [ "$2" = whiten ] && cat "$4" - <<< "$RANDOM$RANDOM" > "$6"
   [ "$2" = latents ] && echo "$6" > "$4" && cat data/spriteworld/editor.safetensors >> "$4"
   [ "$2" = follow ] && cat "$4" data/spriteworld/first-stage.safetensors > "$6"
   [ "$2" = recogniser ] && touch data/spriteworld/recogniser-grey.safetensors
