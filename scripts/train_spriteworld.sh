@@ -24,6 +24,9 @@ text_of() {
   for base in $(sed -n 's/#.*//; s/^base: *//p' "$1" | tr -d '[],'); do text_of "$(dirname "$1")/$base"; done
 }
 
+# publish FILE PLACE: put weights in their place, whole or not at all.
+publish() { cp "$1" "$2.tmp" && mv "$2.tmp" "$2"; }
+
 # stage NAME CONFIG STEPS WEIGHTS PARENT [override ...]: train, or resume, then put the weights in their place. A run of
 # another number of steps, by another recipe, from other weights (PARENT, or "") or with other overrides is another run;
 # the one before is put aside as RUN.before-TIME.
@@ -46,11 +49,10 @@ stage() {
       --logs "$runs" --name "$name"
   fi
   run="$(run_of "$name")"
-  cp "$run/checkpoints/step=$steps.safetensors" "$weights.tmp"
-  mv "$weights.tmp" "$weights"
+  publish "$run/checkpoints/step=$steps.safetensors" "$weights"
 }
 
-# whitened SOURCE OUTPUT [option ...]: make its latents white, once for each source: the last bit depends on the threads.
+# whitened SOURCE OUTPUT [option ...]: make its latents white, once for each source: two calls may differ in a bit.
 whitened() {
   local source="$1" output="$2" of
   shift 2
@@ -76,7 +78,7 @@ stage first-stage-48 "$first" "$windows" "$runs/windows-48.safetensors" "$runs/w
 stage first-stage "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/whole.safetensors" "$runs/windows-48.safetensors" \
   "$from=$runs/windows-48.safetensors"
 whitened "$runs/whole.safetensors" "$runs/first-stage.safetensors" --power 0.8
-cp "$runs/first-stage.safetensors" "$data/first-stage.safetensors"
+publish "$runs/first-stage.safetensors" "$data/first-stage.safetensors"
 # the scale of these latents: every config that starts from these weights reads it
 scale="$("$python" scripts/spriteworld.py scale)"
 sed -i "s/scale_factor: [0-9.]*/scale_factor: $scale/" configs/spriteworld/model.yaml
@@ -100,8 +102,7 @@ fi
 for i in "${!given[@]}"; do [[ "${given[i]}" != data.params.train[.=]* ]] || unset "given[i]"; done
 stage decoder configs/spriteworld/first-stage-decoder.yaml "${STEPS_DECODER:-4000}" "$runs/decoder.safetensors" \
   "$latents" "data.params.train.params.files=$latents"
-cp "$runs/decoder.safetensors" "$data/first-stage.safetensors.tmp"
-mv "$data/first-stage.safetensors.tmp" "$data/first-stage.safetensors"
+publish "$runs/decoder.safetensors" "$data/first-stage.safetensors"
 for model in text-to-image editor; do
   "$python" scripts/spriteworld.py follow --ckpt "$data/$model.safetensors" --output "$runs/followed.safetensors"
   rm -f "$runs/exported.safetensors"
