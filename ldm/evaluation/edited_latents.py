@@ -30,7 +30,7 @@ def write_edited_latents(ckpt: Path, output: Path, n: int, seed: int, batch_size
     check_writable(output)
     editor = ImageEditor.from_checkpoint(checkpoint)
     own = EditSettings.of_checkpoint(checkpoint.metadata)
-    triplets = SpriteTriplets(n, seed, any_coat=0.3, any_style=0.35, named_coat=1.0)
+    triplets = SpriteTriplets(n, seed, any_coat=0.3, any_style=0.35, named_coat=1.0, any_hat=0.3)
     plain = SpritePictures(n, seed, subject_weight=WEIGHT, low_contrast=LOW_CONTRAST, any_coat=0.8)
     parts: list[tuple[torch.Tensor, ...]] = []
     for k, first in enumerate(tqdm(range(0, n, batch_size), desc="edits", unit="batch", disable=None)):

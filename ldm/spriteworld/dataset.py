@@ -164,19 +164,23 @@ class SpriteTriplets(_Drawn):
         any_coat: float = 0.0,
         any_style: float = 0.0,
         named_coat: float = 0.0,
+        any_hat: float = 0.0,
         kinds: dict[str, float] | None = None,
     ):
         """rare_share: the share of class instructions with a meaningless rare word before the class word. any_coat: the
         share of inputs whose animal wears any two colours in any pattern; what does not ask for another coat keeps it.
         any_style: the share of class, place and accessory edits whose style is drawn evenly (three of four scenes are
         by day otherwise). named_coat: the share of class edits that say which coat the new animal wears ("a golden
-        dog": nothing is left to luck). kinds: weights of the kinds of edits, those not named 0; None for
-        ``KIND_SHARES``. Raises ValueError for a share outside 0 to 1, or for an unknown kind or a weight below 0.
+        dog": nothing is left to luck). any_hat: the share of all but accessory edits whose animal gets a hat of any
+        colour (an eighth of the others wear one): a head under a hat is the hardest to replace. kinds: weights of the
+        kinds of edits, those not named 0; None for ``KIND_SHARES``. Raises ValueError for a share outside 0 to 1, or
+        for an unknown kind or a weight below 0.
         """
         super().__init__(length, seed, size)
         _check_share("any_coat", any_coat)
         _check_share("any_style", any_style)
         _check_share("named_coat", named_coat)
+        _check_share("any_hat", any_hat)
         for kind, weight in (kinds or {}).items():
             if kind not in KINDS:
                 raise ValueError(f"unknown kind of edit {kind!r} in kinds; known: {', '.join(KINDS)}")
@@ -185,7 +189,7 @@ class SpriteTriplets(_Drawn):
         if kinds is not None and not sum(kinds.values()) > 0:
             raise ValueError("kinds has no weight above 0")
         self.rare_share, self.any_coat, self.any_style, self.kinds = rare_share, any_coat, any_style, kinds
-        self.named_coat = named_coat
+        self.named_coat, self.any_hat = named_coat, any_hat
 
     def __getitem__(self, index: int) -> Item:
         """Return item ``index``."""
@@ -205,6 +209,8 @@ class SpriteTriplets(_Drawn):
             look["coat"] = any_coat(rng)
         if self.any_style and edit.kind in STYLED and rng.random() < self.any_style:
             look["style"] = str(rng.choice(STYLES))
+        if self.any_hat and edit.kind != "accessory" and rng.random() < self.any_hat:
+            look["hat"] = str(rng.choice(tuple(COLOURS)))
         edit = random_edit(rng, edit.kind, replace(edit.source, **look), self.rare_share) if look else edit
         named = self.named_coat and edit.kind == "class" and rng.random() < self.named_coat
         return with_coat(edit) if named else edit

@@ -180,7 +180,7 @@ def test_latents_are_an_editors_beside_the_pictures_that_it_should_have_made(cap
     assert spriteworld(capsys, monkeypatch, "latents", "--scenes", 3, "--seed", 8, "--output", path) == str(path)
     found = LatentPictures(str(path))
     assert len(found) == 6  # three edits, then three pictures in any coat
-    triplets = SpriteTriplets(3, 8, any_coat=0.3, any_style=0.35, named_coat=1.0)
+    triplets = SpriteTriplets(3, 8, any_coat=0.3, any_style=0.35, named_coat=1.0, any_hat=0.3)
     stage = jobs.first_stage_of(DATA / "first-stage.safetensors")
     for i in range(6):
         item = found[i]

@@ -1,5 +1,7 @@
 """The world as training data: windows of a picture, weights, and coats that edits keep."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,20 @@ def test_named_coats_leave_the_pictures_and_come_as_often_as_they_should():
     assert all(a == b for a, b in found if a.kind == "place")
     with pytest.raises(ValueError, match="named_coat is 7"):
         SpriteTriplets(4, named_coat=7)
+
+
+def test_any_hat_puts_hats_on_what_is_replaced_and_moved_but_not_where_they_are_the_question():
+    kinds = {"class": 1, "place": 1, "style": 1, "colour": 1}
+    usual, hats = (SpriteTriplets(300, seed=6, any_hat=share, kinds=kinds) for share in (0, 1))
+    plain, worn = ([data.edit(i) for i in range(300)] for data in (usual, hats))
+    assert np.mean([edit.source.hat is not None for edit in plain]) == pytest.approx(0.12, abs=0.06)
+    assert all(edit.source.hat == edit.target.hat is not None for edit in worn)
+    assert len({edit.source.hat for edit in worn}) == len(COLOURS)
+    assert all(replace(b.source, hat=a.source.hat) == a.source for a, b in zip(plain, worn, strict=True))
+    asked = [SpriteTriplets(60, seed=6, any_hat=share, kinds={"accessory": 1}) for share in (0, 1)]
+    assert [asked[0].edit(i) for i in range(60)] == [asked[1].edit(i) for i in range(60)]
+    with pytest.raises(ValueError, match="any_hat is 2"):
+        SpriteTriplets(4, any_hat=2)
 
 
 @pytest.mark.parametrize(
