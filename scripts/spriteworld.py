@@ -19,7 +19,7 @@ JOBS = {
     "calibrate": {"ckpt": STAGE, "scenes": 200, "seed": 1, "output": None},
     "photos": {},
     "recogniser": {"steps": 1200},
-    "latents": {"ckpt": EDITOR, "scenes": 6000, "seed": 50, "output": LATENTS},
+    "latents": {"ckpt": EDITOR, "scenes": 6000, "pictures": None, "seed": 50, "output": LATENTS},
     "scale": {"ckpt": STAGE},
     "widen": {"ckpt": STAGE, "output": None, "channels": None},
     "whiten": {"ckpt": STAGE, "output": None, "power": 0.0},
@@ -41,6 +41,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--channels", type=int, help="widen: of the latents, more than now")
     p.add_argument("--first-stage", type=Path, help="follow: whose latents the model is to be rewritten for")
     p.add_argument("--scenes", type=int, help="fresh scenes for each figure (default: 200; latents: 6000)")
+    p.add_argument("--pictures", type=int, help="latents: of the encoder's, in any coat (default: as many as --scenes)")
     p.add_argument("--seed", type=int, help="of the scenes (default: 1; latents: 50)")
     p.add_argument("--run", type=Path, nargs="+", help="subject: the run folder that learned it; curves: run folders")
     p.add_argument("--subject", help="subject: whose photos it learned from (default: biscuit)")
@@ -50,7 +51,7 @@ def parse() -> argparse.Namespace:
     for name, value in vars(args).items():
         if name != "what" and value is not None and name not in JOBS[args.what]:
             p.error(f"--{name.replace('_', '-')} has no effect on {args.what}")
-        if (name in ("scenes", "steps", "channels") and value is not None and value < 1) or (
+        if (name in ("scenes", "pictures", "steps", "channels") and value is not None and value < 1) or (
             name == "seed" and (value or 0) < 0
         ):
             p.error(f"--{name} must be at least {int(name != 'seed')}")

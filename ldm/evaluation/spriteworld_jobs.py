@@ -52,7 +52,7 @@ def run(args: Namespace, data: Path) -> Any:
         "calibrate": lambda: calibrate(args.ckpt, data, args.scenes, args.seed, args.output),
         "photos": lambda: "\n".join(map(str, all_photos(data))),
         "recogniser": lambda: json.dumps(make_recognisers(data, args.steps), indent=2),
-        "latents": lambda: write_edited_latents(args.ckpt, args.output, args.scenes, args.seed),
+        "latents": lambda: write_edited_latents(args.ckpt, args.output, args.scenes, args.seed, args.pictures),
         "scale": lambda: f"{latent_scale(args.ckpt):.5f}",
         "widen": lambda: widen_first_stage(args.ckpt, args.output, args.channels),
         "whiten": lambda: whiten_first_stage(args.ckpt, args.output, args.power),
