@@ -2,9 +2,10 @@
 # Train everything in data/spriteworld again: first stage, recognisers, text to image, editor, and the first stage's
 # decoder once more. Each stage goes on where it was stopped; finished stages are not trained again, only their weights
 # are put in place once more (the decoder's last). On a GPU it takes minutes, on two CPU cores a night. STEPS_FIRST_STAGE,
-# STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT, STEPS_EDIT, SCENES_LATENTS and STEPS_DECODER make it shorter;
-# key.sub=value arguments go to every stage, such as training.precision=bf16 or data.params.train.params.length=2000
-# (those of the data not to the decoder's, which learns from SCENES_LATENTS edits).
+# STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT, STEPS_EDIT, SCENES_LATENTS and STEPS_DECODER make it shorter (a training
+# has at least 51 steps: 50 are its warm-up); key.sub=value arguments go to every stage, such as training.precision=bf16
+# or data.params.train.params.length=2000 (data.params.train not to the decoder's, which learns from SCENES_LATENTS
+# edits). What is stopped while it makes latents or trains the recognisers makes them anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
@@ -28,8 +29,8 @@ text_of() {
 publish() { cp "$1" "$2.tmp" && mv "$2.tmp" "$2"; }
 
 # stage NAME CONFIG STEPS WEIGHTS PARENT [override ...]: train, or resume, then put the weights in their place. A run of
-# another number of steps, by another recipe, from other weights (PARENT, or "") or with other overrides is another run;
-# the one before is put aside as RUN.before-TIME.
+# another number of steps is another run. So is one by another recipe, from other weights (PARENT, or "") or with other
+# overrides: the one before is then put aside as RUN.before-TIME.
 stage() {
   local name="$1-$3" config="$2" steps="$3" weights="$4" parent="$5"
   shift 5
@@ -83,9 +84,10 @@ publish "$runs/first-stage.safetensors" "$data/first-stage.safetensors"
 scale="$("$python" scripts/spriteworld.py scale)"
 sed -i "s/scale_factor: [0-9.]*/scale_factor: $scale/" configs/spriteworld/model.yaml
 # the recognisers are trained through the first stage, too
-if [ ! -f "$data/recogniser-grey.safetensors" ] || ! cmp -s "$data/first-stage.safetensors" "$runs/recognised-by"; then
+made_of="${STEPS_RECOGNISER:-1200} $(sha256sum < "$data/first-stage.safetensors")"
+if [ ! -f "$data/recogniser-grey.safetensors" ] || [ "$(cat "$runs/recogniser-of" 2> /dev/null)" != "$made_of" ]; then
   "$python" scripts/spriteworld.py recogniser --steps "${STEPS_RECOGNISER:-1200}"
-  cp "$data/first-stage.safetensors" "$runs/recognised-by"
+  echo "$made_of" > "$runs/recogniser-of"
 fi
 stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-4000}" "$data/text-to-image.safetensors" \
   "$data/first-stage.safetensors"

@@ -62,7 +62,9 @@ def save_latent_pictures(path: str | Path, z: torch.Tensor, edited: torch.Tensor
     """Write latents ``n c h w`` (unscaled), pictures ``n 3 H W`` in [-1, 1] and weights ``n 1 H W`` as one file, at 2,
     1 and 2 bytes a value; its folder is made. Raises ValueError for latents that are not finite in half precision."""
     if not z.half().isfinite().all():
-        raise ValueError(f"the latents are not finite; '{path}' is not written (an editor in fp16? take fp32 or bf16)")
+        raise ValueError(
+            f"the latents are not finite; '{path}' is not written (fp16 overflows: make them on a GPU with bf16, or on the CPU)"
+        )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     pixels = ((edited + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     with replacing(path) as temporary:

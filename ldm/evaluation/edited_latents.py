@@ -52,7 +52,8 @@ def _edited(editor: ImageEditor, own: EditSettings, n: int, seed: int, batch_siz
         text, picture = SCALES[k % len(SCALES)]
         settings = EditSettings(**{**own.__dict__, "text_scale": text, "image_scale": picture, "steps": STEPS})
         before, truth = (pictures([getattr(e, side) for e in edits]) for side in ("source", "target"))
-        z = editor.sample_latents(before, [e.instruction for e in edits], settings, numbers)
+        noises = [seed * 1_000_000 + i for i in numbers]
+        z = editor.sample_latents(before, [e.instruction for e in edits], settings, noises)
         was, will = (masks([getattr(e, side) for e in edits]) for side in ("source", "target"))
         weight = [
             pixel_weights(p, m, WEIGHT, LOW_CONTRAST, also=w / 2) for p, m, w in zip(truth, will, was, strict=True)

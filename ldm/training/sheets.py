@@ -41,13 +41,15 @@ INSTRUCTIONS = (
 class EditSheet:
     """Random scenes to the left, then what each of a row of instructions makes of them."""
 
-    def __init__(self, scenes: int = 6, size: int = 64, steps: int = 12, text_scale: float = 2.0):
-        """scenes: rows; steps and text_scale: of the sampling."""
+    def __init__(
+        self, scenes: int = 6, size: int = 64, steps: int = 12, text_scale: float = 1.5, image_scale: float = 1.2
+    ):
+        """scenes: rows; steps and the two scales: of the sampling."""
         rng = np.random.default_rng(11)
         self.scenes = [random_scene(rng, style="day") for _ in range(scenes)]
         self.pictures = [draw(scene, size) for scene in self.scenes]
         self.settings = EditSettings(
-            text_scale=text_scale, image_scale=1.5, steps=steps, sampler="dpmpp_2m", resolution=size
+            text_scale=text_scale, image_scale=image_scale, steps=steps, sampler="dpmpp_2m", resolution=size
         )
 
     def __call__(self, model: Any) -> Image.Image:

@@ -1,5 +1,6 @@
 """The commands around the measures: each option has its effect or is refused, and what was stopped goes on."""
 
+import hashlib
 import json
 import runpy
 import shutil
@@ -31,9 +32,12 @@ DATA = ROOT / "data" / "spriteworld"
 PYTHON = """#!/usr/bin/env bash
 echo "$*" >> asked.txt
 case "$*" in
-  "scripts/train.py configs"*) echo logs/new_dreambooth-biscuit ;;
+  "scripts/train.py configs"*) echo "logs/new_${@: -1}" ;;
 esac
 """
+
+
+BOOTH = f"dreambooth-biscuit-{hashlib.sha256(b'weights').hexdigest()[:8]}"
 
 
 def evaluate_spriteworld(folder, *kept):
@@ -45,11 +49,15 @@ def evaluate_spriteworld(folder, *kept):
     python.parent.mkdir(parents=True)
     python.write_text(PYTHON)
     python.chmod(0o755)
-    for name in ("1_biscuit", "2_dreambooth-biscuit"):
+    weights = folder / "data/spriteworld/text-to-image.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    for name in ("1_biscuit", f"2_{BOOTH}", "3_dreambooth-biscuit-01234567"):
         (folder / "logs" / name / "checkpoints").mkdir(parents=True)
     (folder / "logs/1_biscuit/checkpoints/best.json").touch()
+    (folder / "logs/3_dreambooth-biscuit-01234567/checkpoints/step=800.safetensors").touch()  # of other weights
     for name in kept:
-        (folder / "logs/2_dreambooth-biscuit/checkpoints" / name).touch()
+        (folder / f"logs/2_{BOOTH}/checkpoints" / name).touch()
     subprocess.run(["bash", "scripts/evaluate_spriteworld.sh"], cwd=folder, check=True, capture_output=True)
     return (folder / "asked.txt").read_text().splitlines()
 
@@ -57,9 +65,9 @@ def evaluate_spriteworld(folder, *kept):
 @pytest.mark.parametrize(
     ("kept", "trained", "measured"),
     [
-        ((), "scripts/train.py configs/spriteworld/dreambooth.yaml", "logs/new_dreambooth-biscuit"),
-        (("last.ckpt",), "scripts/train.py --resume logs/2_dreambooth-biscuit", "logs/2_dreambooth-biscuit"),
-        (("last.ckpt", "step=800.safetensors"), None, "logs/2_dreambooth-biscuit"),
+        ((), "scripts/train.py configs/spriteworld/dreambooth.yaml", f"logs/new_{BOOTH}"),
+        (("last.ckpt",), f"scripts/train.py --resume logs/2_{BOOTH}", f"logs/2_{BOOTH}"),
+        (("last.ckpt", "step=800.safetensors"), None, f"logs/2_{BOOTH}"),
     ],
 )
 def test_a_run_that_was_stopped_goes_on_or_begins_anew(tmp_path, kept, trained, measured):

@@ -115,6 +115,7 @@ def test_what_follows_a_stage_that_was_trained_anew_is_trained_anew(fresh):
     assert done.returncode == 0, done.stderr
     assert trained(calls) == ["first-stage.yaml"] * 4 + [*AFTER_THE_FIRST]
     assert trained(run(fresh)[1]) == []
+    assert "scripts/spriteworld.py recogniser --steps 1200" in run(fresh, STEPS_RECOGNISER="5")[1] + run(fresh)[1]
     assert trained(run(fresh, STEPS_TEXT="9")[1]) == AFTER_THE_FIRST
     assert trained(run(fresh, STEPS_TEXT="9", SCENES_LATENTS="60")[1]) == AFTER_THE_FIRST[2:]
     assert trained(run(fresh, "training.precision=bf16", STEPS_TEXT="9")[1])[-2:] == AFTER_THE_FIRST[-2:]
