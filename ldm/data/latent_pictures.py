@@ -63,7 +63,7 @@ def save_latent_pictures(path: str | Path, z: torch.Tensor, edited: torch.Tensor
     1 and 2 bytes a value; its folder is made. Raises ValueError for latents that are not finite in half precision."""
     if not z.half().isfinite().all():
         raise ValueError(
-            f"the latents are not finite; '{path}' is not written (fp16 overflows: make them on a GPU with bf16, or on the CPU)"
+            f"the latents are not finite; '{path}' is not written (fp16 overflows; a GPU with bf16, or a CPU)"
         )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     pixels = ((edited + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
