@@ -12,6 +12,10 @@ if [ -z "$dream" ] || [ ! -f "$dream/checkpoints/best.json" ]; then
   echo "evaluate_spriteworld: no personalised editor of biscuit in logs/; run bash scripts/quickstart.sh first" >&2
   exit 2
 fi
+if [ "$dream/checkpoints/best.json" -ot data/spriteworld/editor.safetensors ]; then
+  echo "evaluate_spriteworld: $dream is older than data/spriteworld/editor.safetensors; run bash scripts/quickstart.sh again" >&2
+  exit 2
+fi
 # class pictures and DreamBooth's run belong to the weights that they were made with
 of="$(sha256sum < data/spriteworld/text-to-image.safetensors | cut -c 1-8)"
 images="logs/class-images/dog-$of"

@@ -86,6 +86,7 @@ sed -i "s/scale_factor: [0-9.]*/scale_factor: $scale/" configs/spriteworld/model
 # the recognisers are trained through the first stage, too
 made_of="${STEPS_RECOGNISER:-1200} $(sha256sum < "$data/first-stage.safetensors")"
 if [ ! -f "$data/recogniser-grey.safetensors" ] || [ "$(cat "$runs/recogniser-of" 2> /dev/null)" != "$made_of" ]; then
+  rm -f "$runs/recogniser-of"
   "$python" scripts/spriteworld.py recogniser --steps "${STEPS_RECOGNISER:-1200}"
   echo "$made_of" > "$runs/recogniser-of"
 fi

@@ -42,7 +42,7 @@ class EditSheet:
     """Random scenes to the left, then what each of a row of instructions makes of them."""
 
     def __init__(
-        self, scenes: int = 6, size: int = 64, steps: int = 12, text_scale: float = 1.5, image_scale: float = 1.2
+        self, scenes: int = 6, size: int = 64, steps: int = 12, text_scale: float = 1.25, image_scale: float = 1.1
     ):
         """scenes: rows; steps and the two scales: of the sampling."""
         rng = np.random.default_rng(11)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -75,6 +76,20 @@ def test_a_run_that_was_stopped_goes_on_or_begins_anew(tmp_path, kept, trained, 
     trainings = [line for line in asked if "train.py" in line]
     assert [line.startswith(trained) for line in trainings] == ([True] if trained else [])
     assert f"dreambooth={measured}" in asked[-1]
+    images = f"logs/class-images/dog-{BOOTH[-8:]}"
+    assert f"--output {images} " in next(line for line in asked if "txt2img.py" in line)
+    assert all(f"dataset.class_images={images} " in line for line in trainings if "--resume" not in line)
+
+
+def test_what_an_older_editor_has_learned_is_not_compared(tmp_path):
+    evaluate_spriteworld(tmp_path)
+    editor = tmp_path / "data/spriteworld/editor.safetensors"
+    editor.touch()
+    os.utime(editor, (2**32, 2**32))
+    command = ["bash", "scripts/evaluate_spriteworld.sh"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "logs/1_biscuit is older than data/spriteworld/editor.safetensors; run" in done.stderr
 
 
 def script(name):
@@ -113,7 +128,9 @@ def spriteworld(capsys, monkeypatch, *words, data=None):
         ("measure --run x", "--run has no effect on measure"),
         ("measure --subject mochi", "--subject has no effect on measure"),
         ("curves --run x --ckpt y", "--ckpt has no effect on curves"),
+        ("measure --pictures 3", "--pictures has no effect on measure"),
         ("measure --scenes 0", "--scenes must be at least 1"),
+        ("latents --pictures 0", "--pictures must be at least 1"),
         ("recogniser --steps 0", "--steps must be at least 1"),
         ("measure --seed -1", "--seed must be at least 0"),
         ("subject", "subject needs --run"),
