@@ -51,10 +51,9 @@ def parse() -> argparse.Namespace:
     for name, value in vars(args).items():
         if name != "what" and value is not None and name not in JOBS[args.what]:
             p.error(f"--{name.replace('_', '-')} has no effect on {args.what}")
-        if (name in ("scenes", "pictures", "steps", "channels") and value is not None and value < 1) or (
-            name == "seed" and (value or 0) < 0
-        ):
-            p.error(f"--{name} must be at least {int(name != 'seed')}")
+        least = {"scenes": 1, "pictures": 1, "steps": 1, "channels": 1, "seed": 0}.get(name)
+        if least is not None and value is not None and value < least:
+            p.error(f"--{name} must be at least {least}")
     output = args.output or JOBS[args.what].get("output")
     writes = args.what in ("latents", "widen", "whiten", "follow", "without-picture")
     if writes and (output is None or output.suffix != ".safetensors"):
