@@ -19,7 +19,8 @@ bash generate_dataset.sh --photos "data/spriteworld/subjects/$subject" --class-w
   --source-words wolf rabbit --reg-photos "wolf=$pictures/wolf" "rabbit=$pictures/rabbit" --num-reg 100 \
   --subject-edits "put the {word} in the forest" "make the {word} red" "give the {word} a blue hat" \
   "put the {word} in the city" "make the {word} green" "put the {word} in a room" "give the {word} a yellow hat" \
-  "put the {word} in the meadow" "put the {word} in the desert" "put the {word} in the mountains" --num-subject-edits 20 \
+  "put the {word} in the meadow" "put the {word} in the desert" "put the {word} in the mountains" \
+  --num-subject-edits 20 \
   --batch-size 25 --ckpt data/spriteworld/editor.safetensors --config configs/spriteworld/pairs.yaml --output "$pairs"
 
 echo "quickstart: 2 of 3, teaching \"sks $class_word\" in 800 steps"
