@@ -5,7 +5,7 @@
 # STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT, STEPS_EDIT, SCENES_LATENTS and STEPS_DECODER make it shorter (a training
 # has at least 51 steps: 50 are its warm-up); key.sub=value arguments go to every stage, such as training.precision=bf16
 # or data.params.train.params.length=2000 (data.params.train not to the decoder's, which learns from SCENES_LATENTS
-# edits). What is stopped while it makes latents or trains the recognisers makes them anew.
+# edits). Latents and recognisers that were stopped are made anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
@@ -53,14 +53,17 @@ stage() {
   publish "$run/checkpoints/step=$steps.safetensors" "$weights"
 }
 
-# whitened SOURCE OUTPUT [option ...]: make its latents white, once for each source: two calls may differ in a bit.
-whitened() {
-  local source="$1" output="$2" of
+# once FILE SOURCE job [option ...]: make FILE by that job of spriteworld.py, once for each SOURCE and options (two calls
+# may differ in a bit, and what follows would be trained anew); if it is stopped, it is made anew.
+once() {
+  local file="$1" source="$2" record of
   shift 2
+  record="$runs/$(basename "$file").of"
   of="$(sha256sum < "$source") $*"
-  [ -f "$output" ] && [ "$(cat "$output.of" 2> /dev/null)" = "$of" ] && return
-  "$python" scripts/spriteworld.py whiten --ckpt "$source" --output "$output" "$@"
-  echo "$of" > "$output.of"
+  [ -f "$file" ] && [ "$(cat "$record" 2> /dev/null)" = "$of" ] && return
+  rm -f "$record"
+  "$python" scripts/spriteworld.py "$@"
+  echo "$of" > "$record"
 }
 
 # The first stage: whole pictures, then (its latents made white) windows of 32 and 48 pixels around the animal, where
@@ -71,37 +74,30 @@ plain=(model.params.lossconfig.params.whiten=0 model.params.lossconfig.params.kl
 windows="${STEPS_WINDOWS:-2600}"
 from=model.params.ckpt_path
 stage first-stage-plain "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/plain.safetensors" "" "${plain[@]}"
-whitened "$runs/plain.safetensors" "$runs/white.safetensors"
+once "$runs/white.safetensors" "$runs/plain.safetensors" \
+  whiten --ckpt "$runs/plain.safetensors" --output "$runs/white.safetensors"
 stage first-stage-32 "$first" "$windows" "$runs/windows-32.safetensors" "$runs/white.safetensors" \
   "$from=$runs/white.safetensors" data.params.batch_size=32 data.params.train.params.crop=32 data.params.train.params.seed=11
 stage first-stage-48 "$first" "$windows" "$runs/windows-48.safetensors" "$runs/windows-32.safetensors" \
   "$from=$runs/windows-32.safetensors" data.params.batch_size=24 data.params.train.params.crop=48 data.params.train.params.seed=12
 stage first-stage "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/whole.safetensors" "$runs/windows-48.safetensors" \
   "$from=$runs/windows-48.safetensors"
-whitened "$runs/whole.safetensors" "$runs/first-stage.safetensors" --power 0.8
+once "$runs/first-stage.safetensors" "$runs/whole.safetensors" \
+  whiten --ckpt "$runs/whole.safetensors" --output "$runs/first-stage.safetensors" --power 0.8
 publish "$runs/first-stage.safetensors" "$data/first-stage.safetensors"
 # the scale of these latents: every config that starts from these weights reads it
 scale="$("$python" scripts/spriteworld.py scale)"
 sed -i "s/scale_factor: [0-9.]*/scale_factor: $scale/" configs/spriteworld/model.yaml
 # the recognisers are trained through the first stage, too
-made_of="${STEPS_RECOGNISER:-1200} $(sha256sum < "$data/first-stage.safetensors")"
-if [ ! -f "$data/recogniser-grey.safetensors" ] || [ "$(cat "$runs/recogniser-of" 2> /dev/null)" != "$made_of" ]; then
-  rm -f "$runs/recogniser-of"
-  "$python" scripts/spriteworld.py recogniser --steps "${STEPS_RECOGNISER:-1200}"
-  echo "$made_of" > "$runs/recogniser-of"
-fi
+once "$data/recogniser-grey.safetensors" "$data/first-stage.safetensors" \
+  recogniser --steps "${STEPS_RECOGNISER:-1200}"
 stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-4000}" "$data/text-to-image.safetensors" \
   "$data/first-stage.safetensors"
 stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-14000}" "$data/editor.safetensors" \
   "$data/text-to-image.safetensors"
 # The decoder, from the latents that this editor makes; both models take it along, their latents stay.
 latents="$runs/latents.safetensors"
-scenes="${SCENES_LATENTS:-6000}"
-made_of="$scenes $(sha256sum < "$data/editor.safetensors")"
-if [ ! -f "$latents" ] || [ "$(cat "$runs/latents-of" 2> /dev/null)" != "$made_of" ]; then
-  "$python" scripts/spriteworld.py latents --output "$latents" --scenes "$scenes"
-  echo "$made_of" > "$runs/latents-of"
-fi
+once "$latents" "$data/editor.safetensors" latents --output "$latents" --scenes "${SCENES_LATENTS:-6000}"
 for i in "${!given[@]}"; do [[ "${given[i]}" != data.params.train[.=]* ]] || unset "given[i]"; done
 stage decoder configs/spriteworld/first-stage-decoder.yaml "${STEPS_DECODER:-4000}" "$runs/decoder.safetensors" \
   "$latents" "data.params.train.params.files=$latents"

@@ -17,6 +17,7 @@ scripts/spriteworld.py)
   [ "$2" = whiten ] && cat "$4" - <<< "$RANDOM$RANDOM" > "$6"
   [ "$2" = latents ] && echo "$6" > "$4" && cat data/spriteworld/editor.safetensors >> "$4"
   [ "$2" = follow ] && cat "$4" data/spriteworld/first-stage.safetensors > "$6"
+  [ "$2" = "${STOP:-}" ] && exit 143
   [ "$2" = recogniser ] && touch data/spriteworld/recogniser-grey.safetensors
   exit 0;;
 scripts/export.py)
@@ -93,6 +94,13 @@ def test_a_stopped_stage_is_resumed_and_another_number_of_steps_is_another_run(f
     assert "scripts/train.py --logs logs/spriteworld --resume logs/spriteworld/1_text-to-image-7" in calls
     _, calls = run(fresh, STEPS_TEXT="9")
     assert [call for call in calls if "train.py configs/spriteworld/text-to-image.yaml training.max_steps=9" in call]
+
+
+def test_a_job_that_was_stopped_halfway_is_not_taken_for_done(fresh):
+    """The recognisers of before are still there, but may be half overwritten."""
+    assert run(fresh)[0].returncode == 0
+    assert run(fresh, STOP="recogniser", STEPS_RECOGNISER="5")[0].returncode == 143
+    assert "scripts/spriteworld.py recogniser --steps 1200" in run(fresh)[1]
 
 
 def test_overrides_go_to_every_stage_after_its_own(fresh):
