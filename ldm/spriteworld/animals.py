@@ -193,18 +193,18 @@ FRAMES: dict[str, tuple[Frame, Frame]] = {
 # How much larger than its frame an animal is drawn.
 SIZES = {"rabbit": 1.12}
 
-# A rabbit that walks hops: it leans back on its hind feet (degrees, about the x and y of the feet).
-HOP = (13.0, -0.08, 0.02)
-
-# Where the hat sits on the head: x, y of the brim's middle, tilt in degrees, size.
+# Where the hat sits on the head: x, y of its cuff's middle, size.
 HATS = {
-    "dog": (-0.005, 0.072, 6, 1.0),
-    "wolf": (0.010, 0.072, 4, 0.92),
-    "cat": (0.004, 0.070, 5, 0.82),
-    "horse": (0.008, 0.052, -8, 0.9),
-    "bear": (0.010, 0.088, 3, 1.0),
-    "rabbit": (0.016, 0.064, -4, 0.78),
+    "dog": (0.004, 0.072, 1.0),
+    "wolf": (0.016, 0.060, 1.0),
+    "cat": (0.010, 0.056, 0.95),
+    "horse": (0.018, 0.050, 0.85),
+    "bear": (0.014, 0.086, 1.08),
+    "rabbit": (0.016, 0.050, 0.9),
 }
+
+# How far the near ear lies back under a hat, in degrees about the middle of the head. The far one is under the hat.
+EARS_BACK = {"wolf": 34, "cat": 46, "horse": 34, "bear": 28, "rabbit": 34}
 
 
 def _spline(points: np.ndarray, closed: bool, steps: int = 6) -> np.ndarray:
@@ -449,20 +449,29 @@ def _neck(animal: str, frame: Frame) -> tuple[list[Part], list[Part]]:
     return over, [bib, Part("collar", collar)]
 
 
-def _hat(animal: str, head: tuple[float, float, float]) -> tuple[Part, ...]:
-    """Build a top hat on the head: crown, band and brim."""
-    x, y, tilt, size = HATS[animal]
-    (cx, cy) = move(np.array([[x, y]]), head[0], head[1], head[2])[0]
-    crown = corners((-0.060, 0.0), (-0.066, 0.125), (0.066, 0.125), (0.060, 0.0))
-    band = corners((-0.061, 0.010), (-0.063, 0.045), (0.063, 0.045), (0.061, 0.010))
-    brim = tube(((-0.090, 0.006, 0.016), (0.0, 0.0, 0.018), (0.090, 0.006, 0.016)))
-    shapes = (("hat", crown), ("hat_band", band), ("hat", brim))
-    return tuple(Part(name, move(shape * size, cx, cy, tilt)) for name, shape in shapes)
+def _head(animal: str, hat: bool) -> list[Part]:
+    """Build the head about the origin; under a hat the near ear lies back, so that neither cuts through the other."""
+    parts = HEADS[animal]()
+    if not hat or animal not in EARS_BACK:
+        return parts
+    back = EARS_BACK[animal]
+    turned = [replace(p, outline=move(p.outline, 0, 0, back)) if p.region in ("ear", "inner_ear") else p for p in parts]
+    return [p for p in turned if p.region != "far_ear"]
+
+
+def _hat(animal: str) -> list[Part]:
+    """Build a bobble hat about the middle of its cuff, upright: whatever leans, its edges are rows of pixels."""
+    turn = np.linspace(0, math.pi, 20)
+    x, y = np.cos(turn), np.sin(turn)
+    dome = np.stack([0.082 * np.sign(x) * np.abs(x) ** 0.83, 0.105 * y**0.83], axis=1)  # a little squarer than round
+    cuff = tube(((-0.078, 0.006, 0.024), (0.078, 0.006, 0.024)))
+    shapes = (("hat_trim", oval(0, 0.118, 0.030, 0.030)), ("hat", dome), ("hat_trim", cuff))
+    return [Part(region, HATS[animal][2] * outline) for region, outline in shapes]
 
 
 @cache
-def figure(animal: str, stance: str) -> Figure:
-    """Build an animal in a stance.
+def figure(animal: str, stance: str, hat: bool = False) -> Figure:
+    """Build an animal in a stance; one with a hat lays its ears back, and is else the same.
 
     :raises ValueError: for an unknown animal or stance, naming the known ones.
     """
@@ -477,17 +486,17 @@ def figure(animal: str, stance: str) -> Figure:
     tip = tuple((a + b) / 2 for a, b in zip(frame.tail[cut], frame.tail[cut + 1], strict=True)), frame.tail[-1]
     tail = [Part("tail", tube(frame.tail)), Part("tail_tip", tube(tip))]
     body = [Part("torso", tube(chain), "torso body") for chain in (frame.torso, frame.neck)]
-    hx, hy, angle = frame.head
-    head = [Part(p.region, move(p.outline, hx, hy, angle), p.group, p.on) for p in HEADS[animal]()]
+    head = [replace(p, outline=move(p.outline, *frame.head)) for p in _head(animal, hat)]
     under, markings = _markings(frame.torso)
+    size = SIZES.get(animal, 1.0)
     parts = (*tail, *far, *body, *under, *over, *near, *markings, *collar, *head)
-    hat, size = _hat(animal, frame.head), SIZES.get(animal, 1.0)
-    lean, cx, cy = HOP if (animal, stance) == ("rabbit", "walk") else (0.0, 0.0, 0.0)
-    parts, hat = (
-        tuple(replace(p, outline=size * move(p.outline - (cx, cy), cx, cy, lean)) for p in group)
-        for group in (parts, hat)
-    )
+    parts = tuple(replace(p, outline=size * p.outline) for p in parts)
+    if hat:
+        bare = figure(animal, stance)
+        seat = move(np.array([HATS[animal][:2]]), *frame.head)
+        worn = tuple(replace(p, outline=size * (seat + p.outline)) for p in _hat(animal))
+        return replace(bare, parts=parts, hat=worn)
     solid = np.concatenate([p.outline for p in parts if not p.on])
     ground = size * np.concatenate([p.outline for p in (*far, *near, *body)])
     left, right = float(ground[:, 0].min()), float(ground[:, 0].max())
-    return Figure(parts, hat, float(solid[:, 1].max()), ((left + right) / 2, (right - left) / 2))
+    return Figure(parts, (), float(solid[:, 1].max()), ((left + right) / 2, (right - left) / 2))

@@ -206,6 +206,10 @@ def _check(scene: Scene, size: int, supersample: int) -> None:
         raise ValueError(f"found scale {scene.pose.scale}: expected a positive number, about 0.8 to 1.15")
 
 
+def _figure(scene: Scene) -> Figure:
+    return figure(scene.animal, scene.pose.stance, scene.hat is not None)
+
+
 def _place_parts(parts: tuple[Part, ...], pose: Pose, side: int) -> list[list[float]]:
     """Carry outlines from the animal's frame to pixels: a flat list x0, y0, x1, y1 ... per part."""
     points = np.concatenate([part.outline for part in parts])
@@ -213,6 +217,15 @@ def _place_parts(parts: tuple[Part, ...], pose: Pose, side: int) -> list[list[fl
     points = points * (flip * pose.scale * side, -pose.scale * side) + (pose.x * side, pose.y * side)
     cuts = np.cumsum([len(part.outline) for part in parts])[:-1]
     return [piece.ravel().tolist() for piece in np.split(points, cuts)]
+
+
+def _place_hat(parts: tuple[Part, ...], pose: Pose, side: int) -> list[list[float]]:
+    """Carry a hat to pixels and shift it by less than one of 64 x 64, so that its lowest row and its left are whole."""
+    outlines = [np.array(outline).reshape(-1, 2) for outline in _place_parts(parts, pose, side)]
+    points, cell = np.concatenate(outlines), side / 64
+    corner = np.array([points[:, 0].min(), points[:, 1].max()])
+    shift = np.rint(corner / cell) * cell - corner
+    return [(outline + shift).ravel().tolist() for outline in outlines]
 
 
 def _clip_groups(parts: tuple[Part, ...], outlines: list[list[float]], side: int) -> dict[str, Image.Image]:
@@ -244,14 +257,11 @@ def _animal(scene: Scene, shape: Figure, side: int) -> tuple[Image.Image, Image.
     ink = ImageChops.multiply(ink, _shading(scene.pose, shape.height, side))
     if scene.hat is not None:
         colour = COLOURS[scene.hat]
-        inks = {"hat": colour, "hat_band": _lift(colour, 0.45) if sum(colour) < 500 else _shade(colour, 0.6)}
+        inks = {"hat": colour, "hat_trim": _lift(colour, 0.42) if sum(colour) < 500 else _shade(colour, 0.72)}
         pen = ImageDraw.Draw(ink)
-        for part, outline in zip(shape.hat, _place_parts(shape.hat, scene.pose, side), strict=True):
+        for part, outline in zip(shape.hat, _place_hat(shape.hat, scene.pose, side), strict=True):
             pen.polygon(outline, fill=inks[part.region])
             cover.polygon(outline, fill=255)
-        for part, outline in zip(parts, outlines, strict=True):
-            if part.region in ("ear", "inner_ear"):  # the near ear is in front of the hat: it tells the animal
-                pen.polygon(outline, fill=palette[part.region])
     return ink, mask
 
 
@@ -283,7 +293,7 @@ def draw(scene: Scene, size: int = 64, supersample: int = 4, empty: bool = False
     """
     _check(scene, size, supersample)
     side = size * supersample
-    shape = figure(scene.animal, scene.pose.stance)
+    shape = _figure(scene)
     picture, lights = paint(scene.place, scene.seed, side)
     mask = Image.new("L", picture.size)
     if not empty:
@@ -309,7 +319,7 @@ def subject_mask(scene: Scene, size: int = 64, supersample: int = 4) -> Image.Im
     """
     _check(scene, size, supersample)
     _known("place", scene.place, PLACES)
-    return _animal(scene, figure(scene.animal, scene.pose.stance), size * supersample)[1].reduce(supersample)
+    return _animal(scene, _figure(scene), size * supersample)[1].reduce(supersample)
 
 
 def _pick(u: float, choices: tuple) -> object:
