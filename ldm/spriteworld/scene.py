@@ -223,7 +223,7 @@ def _place_hat(parts: tuple[Part, ...], pose: Pose, side: int) -> list[list[floa
     """Carry a hat to pixels and shift it by less than one of 64 x 64, so that its lowest row and its left are whole."""
     outlines = [np.array(outline).reshape(-1, 2) for outline in _place_parts(parts, pose, side)]
     points, cell = np.concatenate(outlines), side / 64
-    corner = np.array([points[:, 0].min(), points[:, 1].max()])
+    corner = np.array([points[:, 0].min(), points[:, 1].max() + 1])  # a polygon fills the pixels it ends in, too
     shift = np.rint(corner / cell) * cell - corner
     return [(outline + shift).ravel().tolist() for outline in outlines]
 
