@@ -167,14 +167,14 @@ class SpriteTriplets(_Drawn):
         any_hat: float = 0.0,
         kinds: dict[str, float] | None = None,
     ):
-        """rare_share: the share of class instructions with a meaningless rare word before the class word. any_coat: the
-        share of inputs whose animal wears any two colours in any pattern; what does not ask for another coat keeps it.
-        any_style: the share of class, place and accessory edits whose style is drawn evenly (three of four scenes are
-        by day otherwise). named_coat: the share of class edits that say which coat the new animal wears ("a golden
-        dog": nothing is left to luck). any_hat: the share of all but accessory edits whose animal gets a hat of any
-        colour (an eighth of the others wear one): a head under a hat is the hardest to replace. kinds: weights of the
-        kinds of edits, those not named 0; None for ``KIND_SHARES``. Raises ValueError for a share outside 0 to 1, or
-        for an unknown kind or a weight below 0.
+        """rare_share: the share of class instructions with a meaningless rare word before the class word (of the other
+        kinds, see ``random_edit``). any_coat: the share of inputs whose animal wears any two colours in any pattern;
+        what does not ask for another coat keeps it. any_style: the share of class, place and accessory edits whose
+        style is drawn evenly (three of four scenes are by day otherwise). named_coat: the share of class edits that say
+        which coat the new animal wears ("a golden dog": nothing is left to luck). any_hat: the share of all but
+        accessory edits whose animal gets a hat of any colour (an eighth of the others wear one): a head under a hat is
+        the hardest to replace. kinds: weights of the kinds of edits, those not named 0; None for ``KIND_SHARES``.
+        Raises ValueError for a share outside 0 to 1, or for an unknown kind or a weight below 0.
         """
         super().__init__(length, seed, size)
         _check_share("any_coat", any_coat)

@@ -28,6 +28,7 @@ from ldm.spriteworld.scene import (
 Choices = tuple[tuple[float, str], ...]  # (weight, wording)
 
 RARE_SHARE = 0.06
+NAMED = 3  # so that an edit may call the animal that is there by a name, too
 RESERVED_WORDS = frozenset({"sks"})  # identifiers that personalising uses stay unseen
 KIND_SHARES: Choices = ((0.36, "class"), (0.19, "place"), (0.10, "style"), (0.16, "colour"), (0.19, "accessory"))
 KINDS = tuple(kind for _, kind in KIND_SHARES)
@@ -130,6 +131,13 @@ def _noun(rng: np.random.Generator, class_word: str, rare_share: float) -> str:
     """Say the class word, with a rare word before it in `rare_share` of the cases (which changes no later draw)."""
     word, u = rare_word(rng), rng.random()
     return f"{word} {class_word}" if u < rare_share else class_word
+
+
+def _with_name(rng: np.random.Generator, instruction: str, animal: str, share: float) -> str:
+    """Call "the dog" of an instruction "the zwx dog" in a share of the cases; what is drawn from rng later stays."""
+    (own,) = rng.spawn(1)
+    word, u = rare_word(own), own.random()
+    return re.sub(rf"\bthe {animal}\b", f"the {word} {animal}", instruction) if u < share else instruction
 
 
 def colour_word(coat: Coat) -> str | None:
@@ -235,7 +243,8 @@ def random_edit(
     style, or from night or sunset back to day; an accessory without a colour in the instruction is red. Scenes drawn
     for a colour or an accessory are not grey (a grey source that is given may still get a hat).
 
-    :param rare_share: how often (0 to 1) a rare word stands before the new class word.
+    :param rare_share: how often (0 to 1) a rare word stands before the new class word; where another edit says "the
+        dog", one does NAMED times as often.
     :raises ValueError: for an unknown kind, or for a style or colour edit of a grey source (what it asks for cannot
         be seen, or cannot be known).
     """
@@ -249,6 +258,8 @@ def random_edit(
     if source is None:
         source = _draw_source(rng, kind)
     target, instruction = EDITORS[kind](rng, source, rare_share)
+    if kind != "class":
+        instruction = _with_name(rng, instruction, source.animal, NAMED * rare_share)
     return Edit(kind, source, target, instruction)
 
 
