@@ -59,9 +59,11 @@ class SpritePictures(_Drawn):
         crop: int | None = None,
         low_contrast: float = 1.0,
         any_coat: float = 0.5,
+        any_hat: float = 0.0,
     ):
         """subject_weight: how much more a pixel of the animal counts than one of the background. any_coat: the share
-        of animals in any two colours and any pattern.
+        of animals in any two colours and any pattern. any_hat: the share of animals that get a hat of any colour (an
+        eighth of the others wear one).
 
         crop: give only a window of so many pixels a side, its centre somewhere in the animal (a first stage is
         convolutional: it learns the details from windows at a fraction of the cost). low_contrast: how many times more
@@ -74,8 +76,9 @@ class SpritePictures(_Drawn):
         if low_contrast < 1:
             raise ValueError(f"low_contrast is {low_contrast}; it is a factor of at least 1")
         _check_share("any_coat", any_coat)
+        _check_share("any_hat", any_hat)
         self.subject_weight, self.crop, self.low_contrast = subject_weight, crop, low_contrast
-        self.any_coat = any_coat
+        self.any_coat, self.any_hat = any_coat, any_hat
 
     def __getitem__(self, index: int) -> Item:
         """Return item ``index``."""
@@ -83,6 +86,8 @@ class SpritePictures(_Drawn):
         scene = random_scene(rng)
         if rng.random() < self.any_coat:
             scene = random_scene(rng, coat=any_coat(rng), **_collar(rng))
+        if self.any_hat and rng.random() < self.any_hat:
+            scene = replace(scene, hat=str(rng.choice(tuple(COLOURS))))
         mask = torch.from_numpy(np.asarray(subject_mask(scene, self.size), dtype=np.float32) / 255)[None]
         picture = self._picture(scene)
         weight = pixel_weights(picture, mask, self.subject_weight, self.low_contrast)

@@ -126,6 +126,22 @@ def test_kinds_that_make_no_sense_are_refused(kinds, said):
         SpriteTriplets(4, kinds=kinds)
 
 
+def test_pictures_of_any_hat():
+    """Half of the animals get one, of all colours; what is below the head stays."""
+    options = {"length": 120, "seed": 9, "any_coat": 0.5}
+    plain, hatted = SpritePictures(**options), SpritePictures(**options, any_hat=0.5)
+    changed = [(plain[i]["edited"] != hatted[i]["edited"]).any(0) for i in range(120)]
+    got = [i for i, where in enumerate(changed) if where.any()]
+    assert len(got) / 120 == pytest.approx(0.5, abs=0.14)
+    for i in got:
+        rows = torch.nonzero((plain[i]["weight"] > 1)[0].any(1))[:, 0]
+        assert int(torch.nonzero(changed[i].any(1))[-1]) < rows[0] + 0.6 * len(rows) + 4
+    means = torch.stack([hatted[i]["edited"][:, changed[i]].mean(1) for i in got])
+    assert (means.std(0) > 0.2).all()  # red, green and blue all vary
+    with pytest.raises(ValueError, match="any_hat is -1"):
+        SpritePictures(4, any_hat=-1)
+
+
 def test_any_coats_are_of_two_colours_far_apart_as_subjects_are():
     """A subject has dark and light marks; an even draw of both colours hardly ever gives that."""
     rng = np.random.default_rng(5)
