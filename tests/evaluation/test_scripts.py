@@ -206,11 +206,11 @@ def test_latents_are_an_editors_beside_the_pictures_that_it_should_have_made(cap
     assert spriteworld(capsys, monkeypatch, *words) == str(path)
     found = LatentPictures(str(path))
     assert len(found) == 7  # three edits, then four pictures in any coat
-    triplets = SpriteTriplets(3, 8, any_coat=0.3, any_style=0.35, named_coat=1.0, any_hat=0.3)
+    triplets = SpriteTriplets(3, 8, any_coat=0.3, any_style=0.35, named_coat=1.0, any_hat=0.5)
     stage = jobs.first_stage_of(DATA / "first-stage.safetensors")
     for i in range(7):
         item = found[i]
-        drawn = SpritePictures(4, 8, any_coat=0.8)[i - 3] if i > 2 else triplets[i]
+        drawn = SpritePictures(4, 8, any_coat=0.8, any_hat=0.5)[i - 3] if i > 2 else triplets[i]
         assert torch.allclose(item["edited"], drawn["edited"], atol=0.005)
         with torch.no_grad():
             made = stage.decode(item["z"][None])
