@@ -460,7 +460,7 @@ def _head(animal: str, hat: bool) -> list[Part]:
 
 
 def _hat(animal: str) -> list[Part]:
-    """Build a bobble hat about the middle of its cuff, upright: whatever leans, its edges are rows of pixels."""
+    """Build a bobble hat about the middle of its cuff, upright: its edges are rows of pixels."""
     turn = np.linspace(0, math.pi, 20)
     x, y = np.cos(turn), np.sin(turn)
     dome = np.stack([0.082 * np.sign(x) * np.abs(x) ** 0.83, 0.105 * y**0.83], axis=1)  # a little squarer than round
