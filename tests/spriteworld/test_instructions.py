@@ -185,7 +185,7 @@ def test_rare_words_are_rare_meaningless_and_leave_the_picture():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "class"])
-def test_an_animal_that_is_there_is_called_by_a_name_now_and_then(kind):
+def test_an_animal_that_is_there_is_called_by_a_name_now_and_then(kind, monkeypatch):
     """As "put the sks dog on the beach" does; the name changes neither the scenes nor what is drawn afterwards."""
     called = {}
     for share in (0.0, 0.06, 1.0):
@@ -201,6 +201,10 @@ def test_an_animal_that_is_there_is_called_by_a_name_now_and_then(kind):
     can = sum(f"the {edit.source.animal}" in edit.instruction for edit, _ in called[0.0])
     assert abs(named - NAMED * 0.06 * can) <= 4 * (NAMED * 0.06 * can) ** 0.5
     assert named if kind != "style" else not can
+    monkeypatch.setattr(instructions, "_with_name", lambda rng, instruction, animal, share: instruction)
+    rng = np.random.default_rng([3, 0])
+    random_edit(rng, kind)
+    assert rng.random() == called[1.0][0][1]
 
 
 def test_reserved_words_are_never_drawn(monkeypatch):
