@@ -32,6 +32,18 @@ def test_every_picture_and_link_is_there():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_every_sheet_that_is_kept_is_shown_somewhere():
+    pages = [ROOT / "README.md", ROOT / "data/spriteworld/README.md", *(ROOT / "docs").glob("*.md")]
+    shown = set()
+    for page in pages:
+        links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+        shown |= {(page.parent / link).resolve() for link in links}
+    kept = [*(ROOT / "docs").glob("*.png"), *(ROOT / "data/spriteworld").glob("*.png")]
+    kept += (ROOT / "data/spriteworld/measures").rglob("*.png")
+    assert len(kept) > 10
+    assert [str(path) for path in kept if path.resolve() not in shown] == []
+
+
 def test_the_layout_names_what_is_there():
     tree = re.search(r"## Where things are\s+```\n(.*?)```", TEXT, re.S)[1]
     top, inside = [], []

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from PIL import Image
 
 from ldm.data.images import to_images, to_tensor
 from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.sheets import contact_sheet
 from ldm.spriteworld import measures as m
 from ldm.spriteworld.instructions import KINDS, Edit, caption, random_edit, with_coat, with_word
 from ldm.spriteworld.recogniser import Recogniser
@@ -243,18 +243,25 @@ def calibration_table(found: dict[str, dict[str, Figures]]) -> str:
     return "\n".join(lines)
 
 
-def edit_sheet(edit: Callable, n: int = 60, seed: int = 1, columns: int = 10, size: int = 64) -> Image.Image:
-    """Return uncurated edits in random order of kinds: the input above, the edit below it."""
-    from ldm.spriteworld.sheets import grid
+def edit_sheet(edit: Callable, n: int = 60, seed: int = 1, columns: int = 5, size: int = 64) -> Image.Image:
+    """Return uncurated edits in random order of kinds: input and result side by side, the instruction below them.
 
+    edit: as ``measure`` takes it; size: of a picture, in pixels (the sheet shows it twice as large).
+    """
     edits = [random_edit(np.random.default_rng([seed, i, 80]), rare_share=0) for i in range(n)]
     x = pictures([e.source for e in edits], size)
-    after = to_images(edit(x, [e.instruction for e in edits]))
-    before = to_images(x)
-    rows: list[list[Any]] = [[] for _ in range(columns)]
-    for i in range(n):
-        rows[i % columns] += [before[i], after[i]]
-    return grid(rows)
+    texts = [e.instruction for e in edits]
+    pairs = [_beside(a, b) for a, b in zip(to_images(x), to_images(edit(x, texts)), strict=True)]
+    rows = [slice(i, i + columns) for i in range(0, n, columns)]
+    cell = 2 * pairs[0].width
+    return contact_sheet([pairs[row] for row in rows], cell=cell, captions=[texts[row] for row in rows])
+
+
+def _beside(left: Image.Image, right: Image.Image, gap: int = 2) -> Image.Image:
+    both = Image.new("RGB", (left.width + gap + right.width, left.height), "white")
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + gap, 0))
+    return both
 
 
 def write_photos(folder: Path, name: str, n: int = 12, size: int = 64) -> list[Path]:

@@ -15,15 +15,18 @@ def contact_sheet(
     column_labels: Sequence[str] = (),
     title: str = "",
     cell: int = 256,
+    captions: Sequence[Sequence[str]] = (),
 ) -> Image.Image:
     """Return a sheet of pictures in rows, each fitted into ``cell`` pixels, with labels and a title.
 
-    None leaves a hole. Small pictures (the sprite world's) are enlarged without smoothing. Raises ValueError for
-    an empty grid.
+    None leaves a hole. Small pictures (the sprite world's) are enlarged without smoothing. captions: a text below each
+    picture, in rows like them (default: none). Raises ValueError for an empty grid, or captions of another shape.
     """
     columns = max((len(row) for row in rows), default=0)
     if not columns:
         raise ValueError("a contact sheet needs at least one picture")
+    if captions and [len(texts) for texts in captions] != [len(row) for row in rows]:
+        raise ValueError("a contact sheet's captions must be as many as its pictures, row by row")
     font, gap = ImageFont.load_default(size=max(12, cell // 14)), max(4, cell // 40)
     line = int(font.size * 1.4)
     left = max((int(font.getlength(text)) for text in row_labels), default=0) + (2 * gap if row_labels else gap)
@@ -33,7 +36,9 @@ def contact_sheet(
     head_height = max((len(lines) for lines in heads), default=0) * line
     top = gap + len(title_lines) * line + head_height + (gap if title_lines or heads else 0)
     heights = [max((_size(picture, cell)[1] for picture in row if picture), default=cell) for row in rows]
-    sheet = Image.new("RGB", (width, top + sum(heights) + gap * len(rows)), PAPER)
+    below = [[_wrapped(text, font, cell) for text in texts] for texts in captions] or [[] for _ in rows]
+    feet = [max((len(lines) for lines in texts), default=0) * line for texts in below]
+    sheet = Image.new("RGB", (width, top + sum(heights) + sum(feet) + gap * len(rows)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, text in enumerate(title_lines):
         draw.text((gap, gap + i * line), text, INK, font)
@@ -51,7 +56,11 @@ def contact_sheet(
                 method = Image.Resampling.NEAREST if size[0] >= 2 * picture.width else Image.Resampling.LANCZOS
                 x = left + column * (cell + gap) + (cell - size[0]) // 2
                 sheet.paste(picture.resize(size, method), (x, y))
-        y += heights[i] + gap
+        y += heights[i]
+        for column, lines in enumerate(below[i]):
+            for j, text in enumerate(lines):
+                draw.text((left + column * (cell + gap) + cell / 2, y + j * line), text, INK, font, anchor="ma")
+        y += feet[i] + gap
     return sheet
 
 

@@ -10,13 +10,16 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ldm.checkpoint import read_checkpoint, save_checkpoint
 from ldm.config import load_config
+from ldm.data.images import to_images
 from ldm.data.latent_pictures import LatentPictures
+from ldm.evaluation import spriteworld as world
 from ldm.evaluation import spriteworld_jobs as jobs
 from ldm.evaluation.edited_latents import LOW_CONTRAST, WEIGHT
 from ldm.inference import auto_cfg
@@ -24,7 +27,7 @@ from ldm.inference.editor import EditSettings
 from ldm.inference.generator import TextSettings
 from ldm.spriteworld import measures as m
 from ldm.spriteworld.dataset import SpritePictures, SpriteTriplets
-from ldm.spriteworld.instructions import KINDS
+from ldm.spriteworld.instructions import KINDS, random_edit
 from ldm.spriteworld.recogniser import accuracy, load_recogniser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +171,23 @@ def test_sheets_photos_and_curves_are_written_where_they_are_asked_for(capsys, m
     (tmp_path / "1_run/metrics/metrics.csv").write_text("step,train/loss\n1,0.5\n2,0.4\n3,0.2\n")
     drawn = spriteworld(capsys, monkeypatch, "curves", "--run", tmp_path / "1_run", "--output", tmp_path / "c.png")
     assert Image.open(drawn).width > 100
+
+
+def test_the_sheet_of_edits_sets_every_result_beside_its_input():
+    sheet = np.asarray(world.edit_sheet(lambda x, texts: -x, n=3, seed=1, columns=2))
+    before = world.pictures([random_edit(np.random.default_rng([1, i, 80]), rare_share=0).source for i in range(3)])
+    enlarged = [np.asarray(p.resize((128, 128), Image.Resampling.NEAREST)) for p in to_images(before)]
+    shown = np.lib.stride_tricks.sliding_window_view(sheet, (128, 128, 3))[:, :, 0]
+    places = []
+    for picture in enlarged:
+        found = [np.argwhere((shown == p).all((-1, -2, -3))) for p in (picture, 255 - picture)]
+        assert [len(x) for x in found] == [1, 1]
+        left, right = found[0][0], found[1][0]
+        assert right[0] == left[0]
+        assert right[1] == left[1] + 128 + 4
+        places.append(tuple(left))
+    assert places[1][0] == places[0][0] < places[2][0]
+    assert places[2][1] == places[0][1] < places[1][1]
 
 
 def test_recognisers_are_trained_and_kept(capsys, monkeypatch, tmp_path, few):
