@@ -21,7 +21,7 @@ JOBS = {
     "recogniser": {"steps": 1200},
     "latents": {"ckpt": EDITOR, "scenes": 6000, "pictures": None, "seed": 50, "output": LATENTS},
     "scale": {"ckpt": STAGE},
-    "widen": {"ckpt": STAGE, "output": None, "channels": None},
+    "widen": {"ckpt": STAGE, "output": None, "channels": None, "features": None},
     "whiten": {"ckpt": STAGE, "output": None, "power": 0.0},
     "follow": {"ckpt": EDITOR, "first_stage": STAGE, "output": None},
     "without-picture": {"ckpt": EDITOR, "output": None},
@@ -39,6 +39,9 @@ def parse() -> argparse.Namespace:
         "--ckpt", type=Path, help="an editor, text to image (measure, follow) or first stage (measure, scale, ...)"
     )
     p.add_argument("--channels", type=int, help="widen: of the latents, more than now")
+    p.add_argument(
+        "--features", type=int, nargs="+", help="widen: of the layers at each size, largest first; multiples of now's"
+    )
     p.add_argument("--first-stage", type=Path, help="follow: whose latents the model is to be rewritten for")
     p.add_argument("--scenes", type=int, help="fresh scenes for each figure (default: 200; latents: 6000)")
     p.add_argument("--pictures", type=int, help="latents: of the encoder's, in any coat (default: as many as --scenes)")
@@ -58,8 +61,10 @@ def parse() -> argparse.Namespace:
     writes = args.what in ("latents", "widen", "whiten", "follow", "without-picture")
     if writes and (output is None or output.suffix != ".safetensors"):
         p.error(f"{args.what} needs --output FILE.safetensors")
-    if args.what == "widen" and args.channels is None:
-        p.error("widen needs --channels N")
+    if args.what == "widen" and (args.channels is None) == (args.features is None):
+        p.error("widen needs --channels N or --features N N ...")
+    if min(args.features or [1]) < 1:
+        p.error("--features must be at least 1 each")
     if "run" in JOBS[args.what] and args.run is None:
         p.error(f"{args.what} needs --run")
     if args.what == "subject" and len(args.run) > 1:

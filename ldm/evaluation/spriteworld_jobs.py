@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ldm.models.autoencoder import load_first_stage
 from ldm.models.build import config_for, load_model
 from ldm.models.export import published
 from ldm.models.latent_basis import follow, whiten, widen
+from ldm.models.net2wider import net2wider
 from ldm.spriteworld import measures as m
 from ldm.spriteworld.dataset import SpritePictures
 from ldm.spriteworld.instructions import KINDS
@@ -54,7 +56,7 @@ def run(args: Namespace, data: Path) -> Any:
         "recogniser": lambda: json.dumps(make_recognisers(data, args.steps), indent=2),
         "latents": lambda: write_edited_latents(args.ckpt, args.output, args.scenes, args.seed, args.pictures),
         "scale": lambda: f"{latent_scale(args.ckpt):.5f}",
-        "widen": lambda: widen_first_stage(args.ckpt, args.output, args.channels),
+        "widen": lambda: widen_first_stage(args.ckpt, args.output, args.channels, args.features),
         "whiten": lambda: whiten_first_stage(args.ckpt, args.output, args.power),
         "follow": lambda: follow_first_stage(args.ckpt, args.first_stage, args.output),
         "without-picture": lambda: editor_without_picture(args.ckpt, args.output),
@@ -140,16 +142,31 @@ def latent_scale(path: Path, n: int = 400) -> float:
     return 1 / torch.cat(moments).std().item()
 
 
-def widen_first_stage(ckpt: Path, output: Path, channels: int) -> Path:
-    """Write a first stage with more latent channels that makes the same pictures: weights to train on from, see
-    ``latent_basis``. Returns its path. Raises ValueError for a number that is not above its own."""
+def widen_first_stage(
+    ckpt: Path, output: Path, channels: int | None = None, features: Sequence[int] | None = None
+) -> Path:
+    """Write a first stage with more latent channels (see ``latent_basis``) or with more features at each size, largest
+    first (see ``net2wider``), that makes the same pictures: weights to train on from. Returns its path. Raises
+    ValueError for a number that is not above its own, or numbers of features that are no multiples of its own."""
     checkpoint, stage = read_checkpoint(ckpt), first_stage_of(ckpt)
     config = config_for(checkpoint)
-    OmegaConf.update(config, "model.params.embed_dim", channels)
-    OmegaConf.update(config, "model.params.ddconfig.z_channels", channels)
+    if channels is not None:
+        OmegaConf.update(config, "model.params.embed_dim", channels)
+        OmegaConf.update(config, "model.params.ddconfig.z_channels", channels)
+    if features is not None:
+        own = config["model"]["params"]["ddconfig"]
+        now = [own["ch"] * factor for factor in own["ch_mult"]]
+        if len(features) != len(now) or any(new % old for new, old in zip(features, now, strict=True)):
+            raise ValueError(f"the first stage has {now} features; as many multiples of them are expected")
+        ch = math.gcd(*features)
+        OmegaConf.update(config, "model.params.ddconfig.ch", ch)
+        OmegaConf.update(config, "model.params.ddconfig.ch_mult", [new // ch for new in features])
     torch.manual_seed(0)
     wider = instantiate_from_config(config["model"]).eval()
-    widen(stage, wider)
+    if features is None:
+        widen(stage, wider)
+    else:
+        net2wider(stage, wider)
     check_writable(output)
     _save_first_stage(wider, output, {**checkpoint.metadata, "config": OmegaConf.to_container(config)})
     return output

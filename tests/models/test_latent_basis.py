@@ -125,9 +125,8 @@ def test_a_model_follows_to_a_wider_first_stage_and_computes_the_same_in_the_old
     model = load_model(EDITOR)
     stage = model.first_stage_model
     c = stage.embed_dim
-    ddconfig = {"ch": 16, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 1, "z_channels": c + 4, "resolution": 64}
-    ddconfig |= {"in_channels": 3, "out_ch": 3, "attn_resolutions": [], "dropout": 0.0, "num_groups": 8}
-    wider = AutoencoderKL(ddconfig, embed_dim=c + 4).eval()
+    ddconfig = jobs.config_for(read_checkpoint(STAGE))["model"]["params"]["ddconfig"]
+    wider = AutoencoderKL({**ddconfig, "z_channels": c + 4}, embed_dim=c + 4).eval()
     widen(stage, wider)
     generator = torch.Generator().manual_seed(1)
     z, source = torch.randn(2, 4, c, 8, 8, generator=generator).unbind(0)
