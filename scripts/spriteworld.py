@@ -35,13 +35,9 @@ def parse() -> argparse.Namespace:
     p = cli.Parser(prog="spriteworld.py", description=__doc__)
     p.add_argument("what", choices=tuple(JOBS))
     p.add_argument("--output", type=Path, help="a PNG, folder (measure, subject), .md (calibrate) or weights' file")
-    p.add_argument(
-        "--ckpt", type=Path, help="an editor, text to image (measure, follow) or first stage (measure, scale, ...)"
-    )
+    p.add_argument("--ckpt", type=Path, help="an editor, text to image, or first stage (measure, scale, ...)")
     p.add_argument("--channels", type=int, help="widen: of the latents, more than now")
-    p.add_argument(
-        "--features", type=int, nargs="+", help="widen: of the layers at each size, largest first; multiples of now's"
-    )
+    p.add_argument("--features", type=int, nargs="+", help="widen: at each size, largest first; multiples of now's")
     p.add_argument("--first-stage", type=Path, help="follow: whose latents the model is to be rewritten for")
     p.add_argument("--scenes", type=int, help="fresh scenes for each figure (default: 200; latents: 6000)")
     p.add_argument("--pictures", type=int, help="latents: of the encoder's, in any coat (default: as many as --scenes)")
@@ -63,8 +59,6 @@ def parse() -> argparse.Namespace:
         p.error(f"{args.what} needs --output FILE.safetensors")
     if args.what == "widen" and (args.channels is None) == (args.features is None):
         p.error("widen needs --channels N or --features N N ...")
-    if min(args.features or [1]) < 1:
-        p.error("--features must be at least 1 each")
     if "run" in JOBS[args.what] and args.run is None:
         p.error(f"{args.what} needs --run")
     if args.what == "subject" and len(args.run) > 1:

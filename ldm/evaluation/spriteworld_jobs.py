@@ -156,7 +156,7 @@ def widen_first_stage(
     if features is not None:
         own = config["model"]["params"]["ddconfig"]
         now = [own["ch"] * factor for factor in own["ch_mult"]]
-        if len(features) != len(now) or any(new % old for new, old in zip(features, now, strict=True)):
+        if len(features) != len(now) or any(new < old or new % old for new, old in zip(features, now, strict=True)):
             raise ValueError(f"the first stage has {now} features; as many multiples of them are expected")
         ch = math.gcd(*features)
         OmegaConf.update(config, "model.params.ddconfig.ch", ch)

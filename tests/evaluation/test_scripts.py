@@ -140,7 +140,6 @@ def spriteworld(capsys, monkeypatch, *words, data=None):
         ("subject --run a b", "subject takes one --run"),
         ("widen --output x.safetensors", "widen needs --channels"),
         ("widen --output x.safetensors --channels 40 --features 32", "widen needs --channels N or --features"),
-        ("widen --output x.safetensors --features 32 0", "--features must be at least 1"),
         ("scale --features 32", "--features has no effect on scale"),
         ("widen --output x.safetensors --channels -4", "--channels must be at least 1"),
         ("widen --channels 40", "widen needs --output"),

@@ -64,7 +64,7 @@ def test_the_command_writes_a_wider_first_stage(x, tmp_path):
     assert torch.allclose(jobs.reconstruction_of(wide)(x), jobs.reconstruction_of(STAGE)(x), atol=0.02)
     written = jobs.config_for(read_checkpoint(wide))["model"]["params"]["ddconfig"]
     assert [written["ch"] * factor for factor in written["ch_mult"]] == [2 * n for n in now]
-    for wrong in (now[:-1], [n + 1 for n in now]):
+    for wrong in (now[:-1], [n + 1 for n in now], [0 for _ in now]):
         with pytest.raises(ValueError, match="as many multiples of them are expected"):
             jobs.widen_first_stage(STAGE, tmp_path / "no.safetensors", features=wrong)
     assert not (tmp_path / "no.safetensors").exists()
