@@ -21,7 +21,7 @@ def net2wider(model: nn.Module, wider: nn.Module, seed: int = 0) -> None:
     convolutions, linear layers and normalisations. Raises ValueError for names or shapes that do not fit.
     """
     old, new = model.state_dict(), wider.state_dict()
-    for name in new.keys() - old.keys():
+    for name in sorted(new.keys() - old.keys()):
         if name.endswith(SHORTCUT):
             features = new[name].shape[1]
             old[name] = torch.eye(features)[..., None, None]
