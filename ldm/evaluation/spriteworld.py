@@ -18,6 +18,7 @@ from ldm.spriteworld import measures as m
 from ldm.spriteworld.instructions import KINDS, Edit, caption, random_edit, with_coat, with_word
 from ldm.spriteworld.recogniser import Recogniser
 from ldm.spriteworld.scene import COATS, SUBJECTS, Scene, draw, random_scene, subject_mask, subject_scene
+from ldm.spriteworld.sheets import grid
 from ldm.spriteworld.surroundings import surroundings
 
 logger = logging.getLogger(__name__)
@@ -251,17 +252,10 @@ def edit_sheet(edit: Callable, n: int = 60, seed: int = 1, columns: int = 5, siz
     edits = [random_edit(np.random.default_rng([seed, i, 80]), rare_share=0) for i in range(n)]
     x = pictures([e.source for e in edits], size)
     texts = [e.instruction for e in edits]
-    pairs = [_beside(a, b) for a, b in zip(to_images(x), to_images(edit(x, texts)), strict=True)]
+    pairs = [grid([[a], [b]], scale=1, gap=2) for a, b in zip(to_images(x), to_images(edit(x, texts)), strict=True)]
     rows = [slice(i, i + columns) for i in range(0, n, columns)]
     cell = 2 * pairs[0].width
     return contact_sheet([pairs[row] for row in rows], cell=cell, captions=[texts[row] for row in rows])
-
-
-def _beside(left: Image.Image, right: Image.Image, gap: int = 2) -> Image.Image:
-    both = Image.new("RGB", (left.width + gap + right.width, left.height), "white")
-    both.paste(left, (0, 0))
-    both.paste(right, (left.width + gap, 0))
-    return both
 
 
 def write_photos(folder: Path, name: str, n: int = 12, size: int = 64) -> list[Path]:
