@@ -80,7 +80,7 @@ stage first-stage-32 "$first" "$windows" "$runs/windows-32.safetensors" "$runs/w
   "$from=$runs/white.safetensors" data.params.batch_size=32 data.params.train.params.crop=32 data.params.train.params.seed=11
 stage first-stage-48 "$first" "$windows" "$runs/windows-48.safetensors" "$runs/windows-32.safetensors" \
   "$from=$runs/windows-32.safetensors" data.params.batch_size=24 data.params.train.params.crop=48 data.params.train.params.seed=12
-stage first-stage "$first" "${STEPS_FIRST_STAGE:-3600}" "$runs/whole.safetensors" "$runs/windows-48.safetensors" \
+stage first-stage "$first" "${STEPS_FIRST_STAGE:-9000}" "$runs/whole.safetensors" "$runs/windows-48.safetensors" \
   "$from=$runs/windows-48.safetensors"
 once "$runs/first-stage.safetensors" "$runs/whole.safetensors" \
   whiten --ckpt "$runs/whole.safetensors" --output "$runs/first-stage.safetensors" --power 0.8
