@@ -17,13 +17,14 @@ from ldm.inference.sheets import contact_sheet
 from ldm.spriteworld import measures as m
 from ldm.spriteworld.instructions import KINDS, Edit, caption, random_edit, with_coat, with_word
 from ldm.spriteworld.recogniser import Recogniser
-from ldm.spriteworld.scene import COATS, SUBJECTS, Scene, draw, random_scene, subject_mask, subject_scene
+from ldm.spriteworld.scene import COATS, COLOURS, SUBJECTS, Scene, draw, random_scene, subject_mask, subject_scene
 from ldm.spriteworld.sheets import grid
 from ldm.spriteworld.surroundings import surroundings
 
 logger = logging.getLogger(__name__)
 
 Figures = dict[str, m.Interval]
+WORN = ("collar", "hat")  # what a new animal should still wear
 RIGHT_COLOUR = 15.0  # CIELAB: nearer than this to the true subject's mean colour counts as the right colour
 # dB against the true picture that a place or style edit needs to count as done: more in the styles whose backdrops have
 # less contrast, in which any two pictures are nearer to each other.
@@ -145,6 +146,30 @@ def reworded_figures(
         figures = figures_of(edits, edit(before, [words(e) for e in edits]), recogniser, twin)
         kept = ("recognised", "recognised (colour-blind)", "inside, nearest coat (dB)", "right colour")
         found[name] = {key: figures[key] for key in kept}
+    return found
+
+
+def worn_edits(item: str, n: int, seed: int) -> list[Edit]:
+    """Return the class edits of ``measure``, every animal in an ``item`` ("collar" or "hat") of some colour."""
+    rng = np.random.default_rng([seed, WORN.index(item)])
+    edits, looks = draw_edits(n, seed, "class"), [{item: str(rng.choice(tuple(COLOURS)))} for _ in range(n)]
+    return [
+        replace(e, source=replace(e.source, **look), target=replace(e.target, **look))
+        for e, look in zip(edits, looks, strict=True)
+    ]
+
+
+def worn_figures(
+    edit: Callable[[torch.Tensor, list[str]], torch.Tensor], n: int = 200, seed: int = 1
+) -> dict[str, Figures]:
+    """Return how often a class edit keeps the collar, or the hat, that the animal wears: where it is, the picture is
+    nearer to the true one than to the true one without it. edit: as ``measure`` takes it."""
+    found = {}
+    for item in WORN:
+        edits = worn_edits(item, n, seed)
+        x = edit(pictures([e.source for e in edits]), [e.instruction for e in edits])
+        bare, truth = pictures([replace(e.target, **{item: None}) for e in edits]), pictures([e.target for e in edits])
+        found[f"class, in a {item}"] = {"kept": m.bootstrap(m.nearer_to_truth(x, bare, truth))}
     return found
 
 

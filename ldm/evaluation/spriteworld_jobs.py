@@ -276,6 +276,7 @@ def _measure_editor(checkpoint: Checkpoint, judges: list[Any], n: int, seed: int
     edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
     found = world.measure(edit, *judges, n=n, seed=seed)
     found |= world.reworded_figures(edit, *judges, n=n, seed=seed)
+    found |= world.worn_figures(edit, n=n, seed=seed)
     return found, lambda: world.edit_sheet(edit, seed=seed)
 
 

@@ -170,6 +170,7 @@ class SpriteTriplets(_Drawn):
         any_style: float = 0.0,
         named_coat: float = 0.0,
         any_hat: float = 0.0,
+        any_collar: float = 0.0,
         kinds: dict[str, float] | None = None,
     ):
         """rare_share: the share of class instructions with a meaningless rare word before the class word (of the other
@@ -178,14 +179,16 @@ class SpriteTriplets(_Drawn):
         style is drawn evenly (three of four scenes are by day otherwise). named_coat: the share of class edits that say
         which coat the new animal wears ("a golden dog": nothing is left to luck). any_hat: the share of all but
         accessory edits whose animal gets a hat of any colour (an eighth of the others wear one): a head under a hat is
-        the hardest to replace. kinds: weights of the kinds of edits, those not named 0; None for ``KIND_SHARES``.
-        Raises ValueError for a share outside 0 to 1, or for an unknown kind or a weight below 0.
+        the hardest to replace. any_collar: the same with a collar, which a swap else forgets. kinds: weights of the
+        kinds of edits, those not named 0; None for ``KIND_SHARES``. Raises ValueError for a share outside 0 to 1, or
+        for an unknown kind or a weight below 0.
         """
         super().__init__(length, seed, size)
         _check_share("any_coat", any_coat)
         _check_share("any_style", any_style)
         _check_share("named_coat", named_coat)
         _check_share("any_hat", any_hat)
+        _check_share("any_collar", any_collar)
         for kind, weight in (kinds or {}).items():
             if kind not in KINDS:
                 raise ValueError(f"unknown kind of edit {kind!r} in kinds; known: {', '.join(KINDS)}")
@@ -194,7 +197,7 @@ class SpriteTriplets(_Drawn):
         if kinds is not None and not sum(kinds.values()) > 0:
             raise ValueError("kinds has no weight above 0")
         self.rare_share, self.any_coat, self.any_style, self.kinds = rare_share, any_coat, any_style, kinds
-        self.named_coat, self.any_hat = named_coat, any_hat
+        self.named_coat, self.any_hat, self.any_collar = named_coat, any_hat, any_collar
 
     def __getitem__(self, index: int) -> Item:
         """Return item ``index``."""
@@ -216,6 +219,8 @@ class SpriteTriplets(_Drawn):
             look["style"] = str(rng.choice(STYLES))
         if self.any_hat and edit.kind != "accessory" and rng.random() < self.any_hat:
             look["hat"] = str(rng.choice(tuple(COLOURS)))
+        if self.any_collar and edit.kind != "accessory" and rng.random() < self.any_collar:
+            look["collar"] = str(rng.choice(tuple(COLOURS)))
         edit = random_edit(rng, edit.kind, replace(edit.source, **look), self.rare_share) if look else edit
         named = self.named_coat and edit.kind == "class" and rng.random() < self.named_coat
         return with_coat(edit) if named else edit

@@ -103,18 +103,21 @@ def test_named_coats_leave_the_pictures_and_come_as_often_as_they_should():
         SpriteTriplets(4, named_coat=7)
 
 
-def test_any_hat_puts_hats_on_what_is_replaced_and_moved_but_not_where_they_are_the_question():
-    kinds = {"class": 1, "place": 1, "style": 1, "colour": 1}
-    usual, hats = (SpriteTriplets(300, seed=6, any_hat=share, kinds=kinds) for share in (0, 1))
-    plain, worn = ([data.edit(i) for i in range(300)] for data in (usual, hats))
-    assert np.mean([edit.source.hat is not None for edit in plain]) == pytest.approx(0.12, abs=0.06)
-    assert all(edit.source.hat == edit.target.hat is not None for edit in worn)
-    assert len({edit.source.hat for edit in worn}) == len(COLOURS)
-    assert all(replace(b.source, hat=a.source.hat) == a.source for a, b in zip(plain, worn, strict=True))
-    asked = [SpriteTriplets(60, seed=6, any_hat=share, kinds={"accessory": 1}) for share in (0, 1)]
+@pytest.mark.parametrize(("item", "usual_share"), [("hat", 0.12), ("collar", 0.15)])
+def test_what_is_replaced_and_moved_wears_more_but_not_where_that_is_the_question(item, usual_share):
+    kinds, share = {"class": 1, "place": 1, "style": 1, "colour": 1}, f"any_{item}"
+    plain, worn = ([SpriteTriplets(300, seed=6, kinds=kinds, **{share: s}).edit(i) for i in range(300)] for s in (0, 1))
+    seen = [(getattr(edit.source, item), getattr(edit.target, item)) for edit in worn]
+    assert np.mean([getattr(edit.source, item) is not None for edit in plain]) == pytest.approx(usual_share, abs=0.06)
+    assert all(before == after is not None for before, after in seen)
+    assert len({before for before, _ in seen}) == len(COLOURS)
+    assert all(
+        replace(b.source, **{item: before}) == a.source for a, b, (before, _) in zip(worn, plain, seen, strict=True)
+    )
+    asked = [SpriteTriplets(60, seed=6, kinds={"accessory": 1}, **{share: s}) for s in (0, 1)]
     assert [asked[0].edit(i) for i in range(60)] == [asked[1].edit(i) for i in range(60)]
-    with pytest.raises(ValueError, match="any_hat is 2"):
-        SpriteTriplets(4, any_hat=2)
+    with pytest.raises(ValueError, match=f"{share} is 2"):
+        SpriteTriplets(4, **{share: 2})
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from ldm.evaluation.spriteworld import (
     pictures,
     reworded_figures,
     with_rare_word,
+    worn_edits,
+    worn_figures,
 )
 from ldm.models.build import load_model
 from ldm.spriteworld import measures as m
@@ -163,6 +165,23 @@ def test_a_named_coat_is_asked_for_and_another_coat_is_seen():
     assert told[named]["recognised"].mean > 0.9
     assert other[named]["right colour"].mean < 0.6
     assert other[named]["recognised"].mean > 0.9
+
+
+def test_a_collar_and_a_hat_are_seen_to_be_kept_or_forgotten():
+    def drawn(**change):
+        items = iter(("collar", "hat"))
+
+        def edit(before, texts):
+            edits = worn_edits(next(items), 16, 5)
+            assert texts == [e.instruction for e in edits]
+            assert torch.equal(before, pictures([e.source for e in edits]))
+            return pictures([replace(e.target, **change) for e in edits])
+
+        return {name: figures["kept"].mean for name, figures in worn_figures(edit, n=16, seed=5).items()}
+
+    assert drawn() == {"class, in a collar": 1, "class, in a hat": 1}
+    assert drawn(collar=None) == {"class, in a collar": 0, "class, in a hat": 1}
+    assert drawn(hat=None) == {"class, in a collar": 1, "class, in a hat": 0}
 
 
 def test_a_second_animal_is_seen_and_the_true_answer_is_not_suspected(swaps):
