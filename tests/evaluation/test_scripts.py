@@ -217,6 +217,8 @@ def test_an_editor_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch, tm
         *KINDS,
         'class, "a sks ..."',
         "class, its coat named",
+        "class, in a collar",
+        "class, in a hat",
     }
 
 
