@@ -16,7 +16,8 @@ begin=$SECONDS
 echo "quickstart: 1 of 3, pairs of $subject: its photos edited in reverse, other edits of it, and regularization pairs"
 pictures=data/spriteworld/pictures
 bash generate_dataset.sh --photos "data/spriteworld/subjects/$subject" --class-word "$class_word" \
-  --source-words wolf rabbit --reg-photos "wolf=$pictures/wolf" "rabbit=$pictures/rabbit" --num-reg 100 \
+  --source-words wolf rabbit --source-edits "remove the collar" \
+  --reg-photos "wolf=$pictures/wolf" "rabbit=$pictures/rabbit" --num-reg 100 \
   --subject-edits "put the {word} in the forest" "make the {word} red" "give the {word} a blue hat" \
   "put the {word} in the city" "make the {word} green" "put the {word} in a room" "give the {word} a yellow hat" \
   "put the {word} in the meadow" "put the {word} in the desert" "put the {word} in the mountains" \

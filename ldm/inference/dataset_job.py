@@ -21,6 +21,7 @@ from ldm.inference.gates import NOT_FINITE, Gates
 from ldm.inference.pair_maker import PairMaker
 from ldm.inference.pair_plan import (
     Planned,
+    check_sentences,
     check_words,
     plan_edits,
     plan_instance,
@@ -71,6 +72,7 @@ def reg_folders(given: list[str] | None, source_words: list[str]) -> dict[str, l
 def plan_dataset(args: argparse.Namespace) -> list[Planned]:
     """Return the whole plan of a parsed command line. Raises FileNotFoundError or ValueError for what is wrong."""
     check_words(args.class_word, args.source_words)
+    check_sentences("source edit", args.source_edits or ())
     for name in ("reg", "subject"):
         if getattr(args, f"num_{name}_edits") is not None and not getattr(args, f"{name}_edits"):
             raise ValueError(f"--num-{name}-edits needs --{name}-edits: the sentences of those pairs")
@@ -130,7 +132,9 @@ def make_dataset(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]
     settings, gates = _settings(args, checkpoint.metadata)
     clip = None if args.clip is None else named_clip(args.clip, choose_device(args.device))
     editor = ImageEditor.from_checkpoint(checkpoint, None, args.vae_ckpt, args.weights, args.device, args.precision)
-    maker = PairMaker(editor, args.class_word, Path(args.output), settings, gates, args.batch_size, clip)
+    maker = PairMaker(
+        editor, args.class_word, Path(args.output), settings, gates, args.batch_size, clip, args.source_edits or ()
+    )
     with tqdm(total=len(plan[rank::world]), unit="pair", disable=None) as bar:
         manifest = maker.run(plan, rank, world, bar.update)
     if manifest is not None:

@@ -18,7 +18,7 @@ from ldm.data.instructions import REGULARIZATION_TEMPLATES, REVERSE_TEMPLATE, fi
 from ldm.data.pairs import MANIFEST, SIDES
 from ldm.inference.editor import EditSettings, ImageEditor
 from ldm.inference.gates import ANOTHER, NOT_FINITE, UNLIKE, Gates, Verdict, judge
-from ldm.inference.pair_plan import INSTANCE, REGULARIZATION, Planned, picture_hash
+from ldm.inference.pair_plan import INSTANCE, REGULARIZATION, Planned, check_sentences, picture_hash
 from ldm.inference.sheets import contact_sheet
 
 logger = logging.getLogger(__name__)
@@ -53,11 +53,16 @@ class PairMaker:
         gates: Gates,
         batch_size: int = 1,
         clip: Any = None,
+        source_edits: Sequence[str] = (),
     ):
         """output: the dataset's folder; clip: a ``Clip`` for its two gates.
 
-        Raises ValueError if the folder holds pairs made in another way.
+        source_edits: what is done, one after the other, to the input that a photo's reverse edit made ({word}: what it
+        shows), before the gates judge it; they take away what such an input kept of the subject, like its collar.
+        Raises ValueError if one is no sentence or has another {field}, or if the folder holds pairs made in another
+        way.
         """
+        check_sentences("source edit", source_edits)
         self.editor, self.class_word, self.output = editor, class_word, output
         self.settings, self.gates, self.batch_size = settings.checked(), gates, batch_size
         self.key = {
@@ -70,7 +75,9 @@ class PairMaker:
             "settings": asdict(self.settings),
             "gates": asdict(gates),
         }
-        self.clip = clip
+        self.clip, self.source_edits = clip, tuple(source_edits)
+        if source_edits:
+            self.key["source_edits"] = list(source_edits)
         if clip is not None:
             self.key["clip"] = Path(clip.name).name
         self._hashes: dict[Path, str] = {}
@@ -168,7 +175,8 @@ class PairMaker:
         photos = [photo for _, photo in batch]
         first = [pair.said or self._sentence(pair, pair.direction != "forward") for pair, _ in batch]
         words = [None if pair.instruction else self._words(pair, pair.direction != "forward") for pair, _ in batch]
-        made = self._edited(photos, first, [pair.seed for pair, _ in batch], words)
+        further = [self._further(pair) for pair, _ in batch]
+        made = self._edited(photos, first, [pair.seed for pair, _ in batch], words, further)
         again = [i for i, (pair, _) in enumerate(batch) if pair.direction == "round trip" and not made[i].reason]
         seconds = self._edited(
             [made[i].image for i in again],
@@ -184,16 +192,26 @@ class PairMaker:
         template = REVERSE_TEMPLATE if reverse else REGULARIZATION_TEMPLATES[0]
         return fill(template, class_word=self.class_word, source_word=pair.source_word)
 
+    def _further(self, pair: Planned) -> list[str]:
+        """What is done to the picture that a photo's reverse edit made; nothing to any other."""
+        return [t.replace("{word}", pair.source_word) for t in self.source_edits if pair.direction == "reverse"]
+
     def _words(self, pair: Planned, reverse: bool) -> tuple[str, str]:
         words = (pair.source_word, self.class_word)
         return words[::-1] if reverse else words
 
     def _edited(
-        self, photos: list[Image.Image], sentences: list[str], seeds: list[int], words: list[tuple[str, str] | None]
+        self,
+        photos: list[Image.Image],
+        sentences: list[str],
+        seeds: list[int],
+        words: list[tuple[str, str] | None],
+        further: list[list[str]] | None = None,
     ) -> list[_Made]:
         """Edit pictures of one size, those that a gate refuses again with other seeds and scales.
 
         words: what each shows before and after; None where anything may change, also all of the background.
+        further: the sentences by which each result is edited on before it is judged, at the scales of the settings.
         """
         done: list[_Made | None] = [None] * len(photos)
         scales = [(self.settings.text_scale, self.settings.image_scale)] * len(photos)
@@ -206,6 +224,7 @@ class PairMaker:
                 chosen = [seeds[i] + 10_000_000 * attempt for i in group]
                 each = [photos[i] for i in group], [sentences[i] for i in group], chosen
                 results = self._results(*each, settings)
+                results = self._edited_on(results, [further[i] if further else [] for i in group], chosen)
                 for i, seed, result in zip(group, chosen, results, strict=True):
                     verdict = self._judged(photos[i], result, words[i])
                     record = {
@@ -224,6 +243,20 @@ class PairMaker:
             if not todo:
                 break
         return [made for made in done if made is not None]
+
+    def _edited_on(
+        self, pictures: list[Image.Image | None], sentences: list[list[str]], seeds: list[int]
+    ) -> list[Image.Image | None]:
+        """Edit pictures by sentences of their own, one after the other; None stays None."""
+        pictures = list(pictures)
+        for turn in range(max(map(len, sentences), default=0)):
+            which = [
+                i for i, (p, t) in enumerate(zip(pictures, sentences, strict=True)) if p is not None and turn < len(t)
+            ]
+            each = [pictures[i] for i in which], [sentences[i][turn] for i in which], [seeds[i] for i in which]
+            for i, result in zip(which, self._results(*each, self.settings) if which else [], strict=True):
+                pictures[i] = result
+        return pictures
 
     def _results(
         self, photos: list[Image.Image], sentences: list[str], seeds: list[int], settings: EditSettings

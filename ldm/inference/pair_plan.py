@@ -51,6 +51,13 @@ def check_words(class_word: str, source_words: Sequence[str]) -> None:
         raise ValueError(f"a source word is named twice: {', '.join(source_words)}")
 
 
+def check_sentences(what: str, sentences: Sequence[str]) -> None:
+    """Raise ValueError for an empty sentence, or one with another {field} than {word}; ``what`` names its kind."""
+    for text in sentences:
+        if not text.strip() or "{" in text.replace("{word}", "") or "}" in text.replace("{word}", ""):
+            raise ValueError(f"{what} {text!r}: a sentence is expected, with no other field than {{word}}")
+
+
 def readable(photos: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Return the photos that can be read, and a line for each that cannot. Raises ValueError if none can."""
     if not photos:
@@ -120,9 +127,7 @@ def plan_edits(
 
     Raises ValueError for an instruction that is empty or has another {field}.
     """
-    for text in instructions:
-        if not text.strip() or "{" in text.replace("{word}", "") or "}" in text.replace("{word}", ""):
-            raise ValueError(f"regularization edit {text!r}: a sentence is expected, with no other field than {{word}}")
+    check_sentences("regularization edit", instructions)
     words, plan = list(pictures), []
     for i, which, place in _turns(number, len(instructions)):
         word = words[place % len(words)]

@@ -201,6 +201,7 @@ def _pairs(ablation: Ablation, subject: str, data: Path, work: Path) -> list[str
         per_photo=int(ablation.pairs["per_photo"]),
         reg_edits=list(ablation.pairs.get("reg_edits") or []) or None,
         num_reg_edits=None,
+        source_edits=list(ablation.pairs.get("source_edits") or []) or None,
         subject_edits=list(ablation.pairs.get("subject_edits") or []) or None,
         num_subject_edits=ablation.pairs.get("num_subject_edits"),
         output=str(folder),

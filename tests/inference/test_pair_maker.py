@@ -269,6 +269,47 @@ def test_a_round_trip_edits_forward_what_it_edited_in_reverse(tmp_path, photos):
     assert np.array_equal(pixels(out["0_1.png"]), np.asarray(editor.painted(made, forward, second, SETTINGS)))
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_source_edits_are_done_to_what_was_made_of_a_photo_and_to_nothing_else(tmp_path, photos, batch_size):
+    editor, edits = FakeEditor(), ["remove the collar", "make the {word} wet"]
+    manifest = maker(tmp_path / "out", editor, source_edits=edits, batch_size=batch_size).run(whole_plan(photos))
+    assert manifest["source_edits"] == edits
+    told = [text for text, *_ in editor.calls]
+    assert told.count("remove the collar") == 6
+    assert told.count("make the wolf wet") == told.count("make the fox wet") == 3
+    assert len(told) == 6 * 3 + 4 + 3 * 2
+    out = listed(tmp_path / "out" / "training")
+    for note in (note for note in manifest["pairs"] if note["folder"] == "training"):
+        made = Image.open(next(path for path in photos if path.name == note["photo"]))
+        for text in (f"replace the dog with a {note['source_word']}", edits[0], f"make the {note['source_word']} wet"):
+            made = editor.painted(made, text, note["made"][0]["seed"], SETTINGS)
+        assert np.array_equal(pixels(out[f"{int(note['id'])}_0.png"]), np.asarray(made))
+
+
+def test_a_source_is_judged_after_its_edits_and_made_again_from_the_photo(tmp_path, photos):
+    editor = FakeEditor(lambda text, seed, _: "destroyed" if "collar" in text and seed < 10_000_000 else "")
+    plan = plan_instance(photos[:1], ["wolf"], 1, 0)
+    manifest = maker(tmp_path / "out", editor, source_edits=["remove the collar"]).run(plan)
+    swap, off = "replace the dog with a wolf", "remove the collar"
+    assert [(text, seed) for text, seed, *_ in editor.calls] == [
+        *((text, 0) for text in (swap, off)),
+        *((text, 10_000_000) for text in (swap, off)),
+    ]
+    assert [(text, image) for _, _, text, image in editor.calls][1::2] == [(4.0, 2.0)] * 2
+    assert manifest["pairs"][0]["made"][0]["attempt"] == 2
+
+
+def test_the_command_hands_source_edits_on(generate, tmp_path, photos):
+    editor = FakeEditor()
+    code, _, _ = generate("--source-edits", "remove the collar", "take off the hat", editor=editor)
+    assert code == 0
+    assert [text for text, *_ in editor.calls].count("take off the hat") == 3
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["source_edits"] == [
+        "remove the collar",
+        "take off the hat",
+    ]
+
+
 def test_the_manifest_tells_how_each_pair_was_made(tmp_path, photos):
     manifest = maker(tmp_path / "out").run(whole_plan(photos))
     assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
@@ -589,8 +630,9 @@ def other_first_stage(editor: FakeEditor) -> FakeEditor:
         ({"gates": Gates(attempts=2)}, "gates"),
         ({"editor": other_weights(FakeEditor())}, "weights"),
         ({"editor": other_first_stage(FakeEditor())}, "vae"),
+        ({"source_edits": ["remove the collar"]}, "source_edits"),
     ],
-    ids=["hash", "checkpoint", "class", "settings", "gates", "ema-or-raw", "first-stage"],
+    ids=["hash", "checkpoint", "class", "settings", "gates", "ema-or-raw", "first-stage", "source-edits"],
 )
 def test_pairs_made_in_another_way_are_not_mixed(tmp_path, photos, changes, said):
     maker(tmp_path / "out").run(plan_instance(photos, ["wolf"], 1, 0))
@@ -810,6 +852,8 @@ WRONG = {
     "only broken pictures": ({"photos": "broken"}, "none of the 1 pictures"),
     "source word is the class word": ({"source-words": "Dog"}, "is the class word"),
     "empty class word": ({"class-word": " "}, "class word is empty"),
+    "empty source edit": ({"source-edits": " "}, "source edit ' '"),
+    "field in a source edit": ({"source-edits": "take the {thing} off"}, "no other field than {word}"),
     "negative number": ({"num-reg": -1}, "--num-reg is -1"),
     "no batch": ({"batch-size": 0}, "--batch-size is 0"),
     "no pair per photo": ({"per-photo": 0}, "--per-photo is 0"),
