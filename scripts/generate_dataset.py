@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
         "--source-edits",
         nargs="+",
         metavar="TEXT",
-        help="edits of the inputs made of photos, one after the other, like 'remove the collar': what an input keeps "
+        help="edits of the instance pairs' inputs, one after the other, like 'remove the collar': what an input keeps "
         "of the subject is not learned as the subject's",
     )
     p.add_argument("--output", help="folder for training/, regularization/, manifest.json and contact sheets")

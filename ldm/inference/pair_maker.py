@@ -40,7 +40,7 @@ class _Made:
 class PairMaker:
     """Makes the pairs of a plan, in batches, each until it passes the gates or its attempts are used up.
 
-    A pair depends on its photo, sentence, seed, settings and checkpoint alone: stopped and started again, or shared
+    A pair depends on its photo, sentences, seed, settings and checkpoint alone: stopped and started again, or shared
     between processes, the same files come out.
     """
 
@@ -57,8 +57,9 @@ class PairMaker:
     ):
         """output: the dataset's folder; clip: a ``Clip`` for its two gates.
 
-        source_edits: what is done, one after the other, to the input that a photo's reverse edit made ({word}: what it
-        shows), before the gates judge it; they take away what such an input kept of the subject, like its collar.
+        source_edits: what is done, one after the other, to the input that an instance pair's reverse edit made ({word}:
+        what it shows), if it passes the gates; the gates judge what comes out again. They take away what such an input
+        kept of the subject, like its collar. Round trips stay as they are.
         Raises ValueError if one is no sentence or has another {field}, or if the folder holds pairs made in another
         way.
         """
@@ -193,8 +194,10 @@ class PairMaker:
         return fill(template, class_word=self.class_word, source_word=pair.source_word)
 
     def _further(self, pair: Planned) -> list[str]:
-        """What is done to the picture that a photo's reverse edit made; nothing to any other."""
-        return [t.replace("{word}", pair.source_word) for t in self.source_edits if pair.direction == "reverse"]
+        """What is done to the input that an instance pair's reverse edit made; nothing to any other picture."""
+        if pair.direction != "reverse":
+            return []
+        return [" ".join(text.replace("{word}", pair.source_word).split()) for text in self.source_edits]
 
     def _words(self, pair: Planned, reverse: bool) -> tuple[str, str]:
         words = (pair.source_word, self.class_word)
@@ -211,7 +214,7 @@ class PairMaker:
         """Edit pictures of one size, those that a gate refuses again with other seeds and scales.
 
         words: what each shows before and after; None where anything may change, also all of the background.
-        further: the sentences by which each result is edited on before it is judged, at the scales of the settings.
+        further: the sentences by which each result that passes is edited on, at the settings' scales, and judged again.
         """
         done: list[_Made | None] = [None] * len(photos)
         scales = [(self.settings.text_scale, self.settings.image_scale)] * len(photos)
@@ -224,9 +227,11 @@ class PairMaker:
                 chosen = [seeds[i] + 10_000_000 * attempt for i in group]
                 each = [photos[i] for i in group], [sentences[i] for i in group], chosen
                 results = self._results(*each, settings)
-                results = self._edited_on(results, [further[i] if further else [] for i in group], chosen)
-                for i, seed, result in zip(group, chosen, results, strict=True):
-                    verdict = self._judged(photos[i], result, words[i])
+                verdicts = [self._judged(photos[i], r, words[i]) for i, r in zip(group, results, strict=True)]
+                more = [further[i] if further and not v.reason else [] for i, v in zip(group, verdicts, strict=True)]
+                results = self._edited_on(results, more, chosen)
+                for i, seed, result, verdict, then in zip(group, chosen, results, verdicts, more, strict=True):
+                    verdict = self._judged(photos[i], result, words[i]) if then else verdict
                     record = {
                         "instruction": sentences[i],
                         "seed": seed,

@@ -38,6 +38,7 @@ from ldm.training.run import DEFAULTS, finished, train
 logger = logging.getLogger(__name__)
 
 KEYS = ("subjects", "seeds", "scenes", "pairs", "class_images", "suite", "config", "steps", "runs", "measures")
+PAIRS = ("num_reg", "per_photo", "source_words", "source_edits", "reg_edits", "subject_edits", "num_subject_edits")
 FROZEN = "frozen editor"
 OPTIONAL = {"scenes": 60, "pairs": None, "class_images": None, "suite": None}
 
@@ -64,7 +65,10 @@ class Ablation:
 
 
 def read_ablation(path: Path) -> Ablation:
-    """Return the ablation that a YAML file describes. Raises ValueError for missing or unknown keys or subjects."""
+    """Return the ablation that a YAML file describes.
+
+    Raises ValueError for missing or unknown keys or subjects, and for one sentence where a list of them is expected.
+    """
     content = OmegaConf.to_container(load_config(path), resolve=True)
     for key in content:
         if key not in KEYS:
@@ -76,6 +80,11 @@ def read_ablation(path: Path) -> Ablation:
         raise ValueError(f"{path} needs either pairs (an editor's data) or class_images (a text-to-image model's)")
     if (content.get("class_images") is None) != (content.get("suite") is None):
         raise ValueError(f"{path}: class_images and suite go together")
+    for key, value in (content.get("pairs") or {}).items():
+        if key not in PAIRS:
+            raise ValueError(f"unknown key 'pairs.{key}' in {path}{nearest(key, list(PAIRS))}")
+        if isinstance(value, str):
+            raise ValueError(f"pairs.{key} in {path} is '{value}'; a list is expected, [{value}]")
     unknown = sorted(set(content["subjects"]) - set(SUBJECTS))
     if unknown:
         raise ValueError(f"unknown subject '{unknown[0]}' in {path}{nearest(unknown[0], list(SUBJECTS))}")

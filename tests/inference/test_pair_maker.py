@@ -299,6 +299,15 @@ def test_a_source_is_judged_after_its_edits_and_made_again_from_the_photo(tmp_pa
     assert manifest["pairs"][0]["made"][0]["attempt"] == 2
 
 
+def test_a_source_that_is_refused_is_not_edited_on(tmp_path, photos):
+    """Else a source edit could make a change that the gates take for the reverse edit's."""
+    editor = FakeEditor(lambda text, *_: "unchanged" if "with a wolf" in text else "")
+    plan = plan_instance(photos[:1], ["wolf"], 1, 0)
+    manifest = maker(tmp_path / "out", editor, source_edits=["remove the collar"]).run(plan)
+    assert [p["set_aside"] for p in manifest["set_aside"]] == ["unchanged"]
+    assert {text for text, *_ in editor.calls} == {"replace the dog with a wolf"}
+
+
 def test_the_command_hands_source_edits_on(generate, tmp_path, photos):
     editor = FakeEditor()
     code, _, _ = generate("--source-edits", "remove the collar", "take off the hat", editor=editor)

@@ -163,6 +163,8 @@ def test_a_number_of_processes_that_the_machine_has_no_cores_for_is_refused(tmp_
         ({"class_images": 3}, "either pairs"),
         ({"pairs": None}, "either pairs"),
         ({"suite": "x.yaml"}, "go together"),
+        ({"pairs": {"source_edit": ["remove the collar"]}}, "unknown key 'pairs.source_edit'.*'source_edits'"),
+        ({"pairs": {"source_edits": "remove the collar"}}, r"a list is expected, \[remove the collar\]"),
     ],
 )
 def test_wrong_ablations_are_one_clear_line(tmp_path, change, says):
