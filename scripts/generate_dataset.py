@@ -29,18 +29,12 @@ def parse() -> argparse.Namespace:
     p.add_argument("--class-word", help="what the subject is, like dog")
     p.add_argument("--source-words", nargs="+", help="what it is to replace, like wolf; several take turns")
     p.add_argument(
-        "--source-edits",
-        nargs="+",
-        metavar="TEXT",
-        help="edits of the instance pairs' inputs, one after the other, like 'remove the collar': what an input keeps "
-        "of the subject is not learned as the subject's",
+        "--source-edits", nargs="+", metavar="TEXT", help="edits of the inputs made of photos: 'remove the hat'"
     )
     p.add_argument("--output", help="folder for training/, regularization/, manifest.json and contact sheets")
     p.add_argument("--ckpt", help="InstructPix2Pix: .ckpt, .safetensors or a diffusers folder")
     p.add_argument("--reg-photos", nargs="+", metavar="WORD=DIR", help="pictures of each source class")
-    p.add_argument(
-        "--class-photos", nargs="+", help="pictures of the class, for words without --reg-photos; default: --photos"
-    )
+    p.add_argument("--class-photos", nargs="+", help="of the class, for words without --reg-photos; default: --photos")
     p.add_argument("--num-reg", type=int, default=200, help="regularization pairs (default 200)")
     p.add_argument("--reg-edits", nargs="+", metavar="TEXT", help="pairs of other edits, like 'make the {word} red'")
     p.add_argument("--num-reg-edits", type=int, help="pairs of all those together (default 10 of each)")
