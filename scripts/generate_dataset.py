@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--photos", nargs="+", help="the subject's photos: files, folders or globs")
     p.add_argument("--class-word", help="what the subject is, like dog")
     p.add_argument("--source-words", nargs="+", help="what it is to replace, like wolf; several take turns")
-    p.add_argument("--source-edits", nargs="+", metavar="TEXT", help="edits of the inputs made: 'remove the hat'")
+    p.add_argument("--source-edits", nargs="+", metavar="TEXT", help="edits of the sources made: 'remove the collar'")
     p.add_argument("--output", help="folder for training/, regularization/, manifest.json and contact sheets")
     p.add_argument("--ckpt", help="InstructPix2Pix: .ckpt, .safetensors or a diffusers folder")
     p.add_argument("--reg-photos", nargs="+", metavar="WORD=DIR", help="pictures of each source class")

@@ -38,7 +38,8 @@ from ldm.training.run import DEFAULTS, finished, train
 logger = logging.getLogger(__name__)
 
 KEYS = ("subjects", "seeds", "scenes", "pairs", "class_images", "suite", "config", "steps", "runs", "measures")
-PAIRS = ("num_reg", "per_photo", "source_words", "source_edits", "reg_edits", "subject_edits", "num_subject_edits")
+LISTS = ("source_words", "source_edits", "reg_edits", "subject_edits")
+PAIRS = ("num_reg", "per_photo", "num_subject_edits", *LISTS)
 FROZEN = "frozen editor"
 OPTIONAL = {"scenes": 60, "pairs": None, "class_images": None, "suite": None}
 
@@ -83,7 +84,7 @@ def read_ablation(path: Path) -> Ablation:
     for key, value in (content.get("pairs") or {}).items():
         if key not in PAIRS:
             raise ValueError(f"unknown key 'pairs.{key}' in {path}{nearest(key, list(PAIRS))}")
-        if isinstance(value, str):
+        if key in LISTS and isinstance(value, str):
             raise ValueError(f"pairs.{key} in {path} is '{value}'; a list is expected, [{value}]")
     unknown = sorted(set(content["subjects"]) - set(SUBJECTS))
     if unknown:
