@@ -281,7 +281,8 @@ def caption(scene: Scene, rng: np.random.Generator, rare_share: float = RARE_SHA
     words = f"a {adjective} {noun}" if adjective else f"a {noun}"
     words += _wearing(rng, scene)
     if say_stance:
-        words += f" {STANCE_WORDS[scene.pose.stance]}"
+        lies = scene.animal == "horse" and scene.pose.stance == "sit"
+        words += " lying" if lies else f" {STANCE_WORDS[scene.pose.stance]}"
     words += f" {WHERE[scene.place]}"
     if scene.style == "grey":
         return _choose(rng, ((0.6, "a black and white photo of {}"), (0.4, "{} in black and white"))).format(words)

@@ -25,7 +25,7 @@ __all__ = [
 class Pose:
     """Hold where and how the animal stands; x, y and scale are in picture widths and heights."""
 
-    stance: str  # "stand", "walk" or "sit"
+    stance: str  # "stand", "walk" or "sit" (a horse lies)
     facing: str  # "left" or "right"
     x: float  # the animal's middle, about 0.38 to 0.62; random scenes take one of STANDS_X
     y: float  # the ground under its feet, about 0.80 to 0.94; one of STANDS_Y
@@ -137,13 +137,17 @@ BACKDROPS: dict[str, Grade] = {
 }
 FIGURES: dict[str, Grade] = {
     "day": (1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0),
-    "night": (0.68, 0.03, 0.01, 30, 0.03, 0.62, 0.04, 42, 0.05, 0.10, 0.50, 68),
+    "night": (0.82, 0.03, 0.00, 14, 0.03, 0.76, 0.03, 22, 0.04, 0.08, 0.70, 36),
     "grey": (0.24, 0.47, 0.09, -8) * 3,
-    "sunset": (0.68, 0.06, 0.05, 0, 0.06, 0.56, 0.02, 0, 0.05, 0.10, 0.42, 6),
+    "sunset": (0.88, 0.06, 0.05, 4, 0.06, 0.78, 0.02, 4, 0.05, 0.10, 0.66, 6),
 }
 EYES: dict[str, RGB] = {"wolf": (250, 206, 84), "cat": (150, 220, 110)}
 NOSES: dict[str, RGB] = {"cat": (226, 128, 128), "rabbit": (232, 132, 142)}
 SHADOW = 0.34
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of 64 x 64
+# An eye is a dark pupil of 2 x 2 pixels and the light ball's column behind it, on the grid of the picture: at this size
+# an oval is a smudge, a cross or a square, as it falls.
+EYE_WIDTH, EYE_HEIGHT = 3, 2
 
 
 def _shade(colour: RGB, factor: float) -> RGB:
@@ -219,12 +223,34 @@ def _place_parts(parts: tuple[Part, ...], pose: Pose, side: int) -> list[list[fl
     return [piece.ravel().tolist() for piece in np.split(points, cuts)]
 
 
-def _place_hat(parts: tuple[Part, ...], pose: Pose, side: int) -> list[list[float]]:
-    """Carry a hat to pixels and shift it by less than one of 64 x 64, so that its lowest row and its left are whole."""
-    outlines = [np.array(outline).reshape(-1, 2) for outline in _place_parts(parts, pose, side)]
+def _fill(pen: ImageDraw.ImageDraw, box: Box, side: int, colour: RGB | int) -> None:
+    """Fill left, top, right, bottom in pixels of 64 x 64; what is smaller than a dot is not drawn."""
+    left, top, right, bottom = (round(edge * side / 64) for edge in box)
+    if left < right and top < bottom:
+        pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+
+
+def _eye_and_pupil(eye: tuple[float, float], pose: Pose) -> tuple[Box, Box]:
+    """Place an eye's ball and its pupil, of whole pixels: the pupil looks ahead, the ball shows behind it."""
+    flip = 1 if pose.facing == "right" else -1
+    left = round(64 * (pose.x + flip * eye[0] * pose.scale) - EYE_WIDTH / 2)
+    top = round(64 * (pose.y - eye[1] * pose.scale) - EYE_HEIGHT / 2)
+    right, bottom = left + EYE_WIDTH, top + EYE_HEIGHT
+    pupil = (left + 1, top, right, bottom) if flip > 0 else (left, top, right - 1, bottom)
+    return (left, top, right, bottom), pupil
+
+
+def _place_hat(shape: Figure, pose: Pose, side: int) -> list[list[float]]:
+    """Carry a hat to pixels and shift it so that its lowest row and its left are whole ones of 64 x 64.
+
+    Between it and the eye at least a row of the face stays to be seen.
+    """
+    outlines = [np.array(outline).reshape(-1, 2) for outline in _place_parts(shape.hat, pose, side)]
     points, cell = np.concatenate(outlines), side / 64
     corner = np.array([points[:, 0].min(), points[:, 1].max() + 1])  # a polygon fills the pixels it ends in, too
-    shift = np.rint(corner / cell) * cell - corner
+    whole = np.rint(corner / cell)
+    whole[1] = min(whole[1], _eye_and_pupil(shape.eye, pose)[0][1] - 1)
+    shift = whole * cell - corner + (0, 0.2)  # a fifth of a dot: rounding must not leave the lowest row out
     return [(outline + shift).ravel().tolist() for outline in outlines]
 
 
@@ -246,7 +272,10 @@ def _animal(scene: Scene, shape: Figure, side: int) -> tuple[Image.Image, Image.
     pen, cover = ImageDraw.Draw(ink), ImageDraw.Draw(mask)
     clips = _clip_groups(parts, outlines, side) if any(part.on for part in parts) else {}
     for part, outline in zip(parts, outlines, strict=True):
-        if part.on:
+        if part.region == "eye":
+            for region, box in zip(("eye", "pupil"), _eye_and_pupil(shape.eye, scene.pose), strict=True):
+                _fill(pen, box, side, palette[region])
+        elif part.on:
             marking = Image.new("L", (side, side))
             ImageDraw.Draw(marking).polygon(outline, fill=255)
             ink.paste(palette[part.region], mask=ImageChops.multiply(marking, clips[part.on]))
@@ -259,7 +288,7 @@ def _animal(scene: Scene, shape: Figure, side: int) -> tuple[Image.Image, Image.
         colour = COLOURS[scene.hat]
         inks = {"hat": colour, "hat_trim": _lift(colour, 0.42) if sum(colour) < 500 else _shade(colour, 0.72)}
         pen = ImageDraw.Draw(ink)
-        for part, outline in zip(shape.hat, _place_hat(shape.hat, scene.pose, side), strict=True):
+        for part, outline in zip(shape.hat, _place_hat(shape, scene.pose, side), strict=True):
             pen.polygon(outline, fill=inks[part.region])
             cover.polygon(outline, fill=255)
     return ink, mask

@@ -19,6 +19,7 @@ from ldm.spriteworld.scene import (
     COAT_WORDS,
     COATS,
     COLOURS,
+    EYES,
     FACINGS,
     FIGURES,
     PATTERNS,
@@ -194,6 +195,27 @@ def test_a_hat_is_whole_and_upright(animal, stance, scale):
     assert max(middles) - min(middles) <= 1
     cuff = pixels(replace(scene, hat="red"))[np.flatnonzero(hat.any(axis=1))[-2:], int(middles[-1])]
     assert (cuff[0] == cuff[1]).all()
+
+
+@pytest.mark.parametrize("facing", FACINGS)
+@pytest.mark.parametrize("animal", ANIMALS)
+def test_an_eye_is_whole_pixels_and_looks_ahead(animal, facing, monkeypatch):
+    """Two by two dark pixels and the ball's column behind them; a hat leaves a row of the face above."""
+    ahead = 1 if facing == "right" else -1
+    for stance, scale, x, y in itertools.product(STANCES, SCALES, STANDS_X, STANDS_Y):
+        coat = Coat((120, 120, 120), (120, 120, 120), "plain")
+        scene = replace(SCENE, animal=animal, coat=coat, pose=Pose(stance, facing, x, y, scale), hat="red")
+        before = pixels(scene)
+        dark = np.argwhere((before.max(axis=2) < 28) & (mask(scene) == 255))
+        (top, left), (bottom, right) = dark.min(axis=0), dark.max(axis=0)
+        assert (len(dark), bottom - top, right - left) == (4, 1, 1)
+        with monkeypatch.context() as patched:
+            patched.setitem(EYES, animal, (0, 250, 250))
+            behind = np.argwhere((pixels(scene) != before).any(axis=2))
+        back = left - 1 if ahead > 0 else right + 1
+        assert behind.tolist() == [[top, back], [bottom, back]]
+        hat = changed(scene, replace(scene, hat="blue"))
+        assert np.flatnonzero(hat.any(axis=1))[-1] < top - 1
 
 
 @pytest.mark.parametrize("animal", ANIMALS)
