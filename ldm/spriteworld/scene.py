@@ -240,17 +240,12 @@ def _eye_and_pupil(eye: tuple[float, float], pose: Pose) -> tuple[Box, Box]:
     return (left, top, right, bottom), pupil
 
 
-def _place_hat(shape: Figure, pose: Pose, side: int) -> list[list[float]]:
-    """Carry a hat to pixels and shift it so that its lowest row and its left are whole ones of 64 x 64.
-
-    Between it and the eye at least a row of the face stays to be seen.
-    """
-    outlines = [np.array(outline).reshape(-1, 2) for outline in _place_parts(shape.hat, pose, side)]
+def _place_hat(parts: tuple[Part, ...], pose: Pose, side: int) -> list[list[float]]:
+    """Carry a hat to pixels and shift it by less than one of 64 x 64, so that its lowest row and its left are whole."""
+    outlines = [np.array(outline).reshape(-1, 2) for outline in _place_parts(parts, pose, side)]
     points, cell = np.concatenate(outlines), side / 64
     corner = np.array([points[:, 0].min(), points[:, 1].max() + 1])  # a polygon fills the pixels it ends in, too
-    whole = np.rint(corner / cell)
-    whole[1] = min(whole[1], _eye_and_pupil(shape.eye, pose)[0][1] - 1)
-    shift = whole * cell - corner + (0, 0.2)  # a fifth of a dot: rounding must not leave the lowest row out
+    shift = np.rint(corner / cell) * cell - corner + (0, 0.2)  # rounding must not leave the lowest row out
     return [(outline + shift).ravel().tolist() for outline in outlines]
 
 
@@ -288,7 +283,7 @@ def _animal(scene: Scene, shape: Figure, side: int) -> tuple[Image.Image, Image.
         colour = COLOURS[scene.hat]
         inks = {"hat": colour, "hat_trim": _lift(colour, 0.42) if sum(colour) < 500 else _shade(colour, 0.72)}
         pen = ImageDraw.Draw(ink)
-        for part, outline in zip(shape.hat, _place_hat(shape, scene.pose, side), strict=True):
+        for part, outline in zip(shape.hat, _place_hat(shape.hat, scene.pose, side), strict=True):
             pen.polygon(outline, fill=inks[part.region])
             cover.polygon(outline, fill=255)
     return ink, mask
