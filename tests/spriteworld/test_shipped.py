@@ -86,7 +86,7 @@ def test_the_shipped_photos_and_pictures_are_what_their_commands_draw(tmp_path):
 
 def test_a_short_training_of_a_recogniser_learns_from_nothing():
     torch.manual_seed(0)
-    models = train_recognisers(steps=24, batch_size=24)
+    models = train_recognisers(steps=40, batch_size=24)
     x, animal, subject = batch(seed=98, first=0, size=200)
     with torch.no_grad():
         for model in models:
