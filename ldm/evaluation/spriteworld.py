@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,17 +160,25 @@ def worn_edits(item: str, n: int, seed: int) -> list[Edit]:
     ]
 
 
+def kept_figures(edits: list[Edit], x: torch.Tensor, item: str) -> Figures:
+    """Return how often a class edit keeps the ``item`` that the animal wears: where it is, the picture is nearer to the
+    true one than to the true one without it. edits: ``worn_edits``'; x: the answers, ``n 3 h w`` in [-1, 1]."""
+    bare, truth = pictures([replace(e.target, **{item: None}) for e in edits]), pictures([e.target for e in edits])
+    return {"kept": m.bootstrap(m.nearer_to_truth(x, bare, truth))}
+
+
 def worn_figures(
     edit: Callable[[torch.Tensor, list[str]], torch.Tensor], n: int = 200, seed: int = 1
 ) -> dict[str, Figures]:
-    """Return how often a class edit keeps the collar, or the hat, that the animal wears: where it is, the picture is
-    nearer to the true one than to the true one without it. edit: as ``measure`` takes it."""
+    """Return how often a class edit keeps the collar, or the hat, that the animal wears (``kept_figures``).
+
+    edit: as ``measure`` takes it.
+    """
     found = {}
     for item in WORN:
         edits = worn_edits(item, n, seed)
         x = edit(pictures([e.source for e in edits]), [e.instruction for e in edits])
-        bare, truth = pictures([replace(e.target, **{item: None}) for e in edits]), pictures([e.target for e in edits])
-        found[f"class, in a {item}"] = {"kept": m.bootstrap(m.nearer_to_truth(x, bare, truth))}
+        found[f"class, in a {item}"] = kept_figures(edits, x, item)
     return found
 
 
@@ -185,9 +194,8 @@ def calibration(
 
     reconstruct: a first stage, there and back, of pictures ``b 3 h w`` in [-1, 1].
     """
-    found: dict[str, dict[str, Figures]] = {}
-    for kind in KINDS:
-        edits = draw_edits(n, seed, kind)
+
+    def told(edits: list[Edit], figures: Callable[[list[Edit], torch.Tensor], Figures]) -> dict[str, Figures]:
         before, truth = (pictures([getattr(e, side) for e in edits]) for side in ("source", "target"))
         answers = {
             "truth": truth,
@@ -195,7 +203,12 @@ def calibration(
             "input copied": before,
             "noise": torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1,
         }
-        found[kind] = {name: figures_of(edits, x, recogniser, twin) for name, x in answers.items()}
+        return {name: figures(edits, x) for name, x in answers.items()}
+
+    judged = partial(figures_of, recogniser=recogniser, twin=twin)
+    found = {kind: told(draw_edits(n, seed, kind), judged) for kind in KINDS}
+    for item in WORN:
+        found[f"class, in a {item}"] = told(worn_edits(item, n, seed), partial(kept_figures, item=item))
     return found
 
 
