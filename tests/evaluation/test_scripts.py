@@ -258,8 +258,9 @@ def test_measures_are_calibrated_by_answers_that_need_no_editor(capsys, monkeypa
     assert rebuilt > 25 > 20 > copied > noise
     assert found["class", "incomplete"][:3] == [0, 0, 1]
     assert found["class", "uncleanness inside"][0] == 0
-    for item in ("collar", "hat"):  # a copy wears it as well, so where the animals overlap it may pass
-        assert found[f"class, in a {item}", "kept"][:2] == [1, 1]
+    for item in ("collar", "hat"):  # a copy wears it as well, if elsewhere: it may pass, but not always
+        truth, rebuilt, copied, noise = found[f"class, in a {item}", "kept"]
+        assert truth == rebuilt == 1 > max(copied, noise)
 
 
 def test_a_first_stage_is_measured_on_the_scenes_of_the_seed(capsys, monkeypatch):
