@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Train everything in data/spriteworld again: first stage, recognisers, text to image, editor, and the first stage's
-# decoder once more. Each stage goes on where it was stopped; finished stages are not trained again, only their weights
-# are put in place once more (the decoder's last). On a GPU it takes minutes, on two CPU cores a night. STEPS_FIRST_STAGE,
-# STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT, STEPS_EDIT, SCENES_LATENTS and STEPS_DECODER make it shorter (a training
-# has at least 51 steps: 50 are its warm-up); key.sub=value arguments go to every stage, such as training.precision=bf16
-# or data.params.train.params.length=2000 (data.params.train not to the decoder's, which learns from SCENES_LATENTS
-# edits). Latents and recognisers that were stopped are made anew.
+# Train everything in data/spriteworld again: first stage, recognisers, text to image, editor, text to image from the
+# editor, and the first stage's decoder once more. Each stage goes on where it was stopped; finished stages are not
+# trained again, only their weights are put in place once more (the decoder's last). On a GPU it takes minutes, on two
+# CPU cores a night. STEPS_FIRST_STAGE, STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT, STEPS_EDIT, STEPS_TEXT_AGAIN,
+# SCENES_LATENTS and STEPS_DECODER make it shorter (a training has at least 51 steps: 50 are its warm-up); key.sub=value
+# arguments go to every stage, such as training.precision=bf16 or data.params.train.params.length=2000
+# (data.params.train not to the decoder's, which learns from SCENES_LATENTS edits). Latents and recognisers that were
+# stopped are made anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
@@ -95,6 +96,11 @@ stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-4000}"
   "$data/first-stage.safetensors"
 stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-14000}" "$data/editor.safetensors" \
   "$data/text-to-image.safetensors"
+# Text to image again, from the editor without its picture, which knows the animals far better than its own beginning.
+without="$runs/without-picture.safetensors"
+once "$without" "$data/editor.safetensors" without-picture --output "$without"
+stage text-to-image-again configs/spriteworld/text-to-image.yaml "${STEPS_TEXT_AGAIN:-1200}" \
+  "$data/text-to-image.safetensors" "$without" "$from=$without"
 # The decoder, from the latents that this editor makes; both models take it along, their latents stay.
 latents="$runs/latents.safetensors"
 once "$latents" "$data/editor.safetensors" latents --output "$latents" --scenes "${SCENES_LATENTS:-6000}"

@@ -15,6 +15,7 @@ case "$1" in
 scripts/spriteworld.py)
   [ "$2" = scale ] && echo 1.25
   [ "$2" = whiten ] && cat "$4" - <<< "$RANDOM$RANDOM" > "$6"
+  [ "$2" = without-picture ] && cat data/spriteworld/editor.safetensors > "$4"
   [ "$2" = latents ] && echo "$6" > "$4" && cat data/spriteworld/editor.safetensors >> "$4"
   [ "$2" = follow ] && cat "$4" data/spriteworld/first-stage.safetensors > "$6"
   [ "$2" = "${STOP:-}" ] && exit 143
@@ -30,7 +31,7 @@ echo "$name $RANDOM$RANDOM" > "$run/checkpoints/step=${name##*-}.safetensors"
 """
 
 SCALE = "scale_factor"
-AFTER_THE_FIRST = ["text-to-image.yaml", "instruct-pix2pix.yaml", "first-stage-decoder.yaml"]
+AFTER_THE_FIRST = ["text-to-image.yaml", "instruct-pix2pix.yaml", "text-to-image.yaml", "first-stage-decoder.yaml"]
 
 
 @pytest.fixture
@@ -63,13 +64,14 @@ def trained(calls):
 def test_a_fresh_checkout_trains_everything_in_order_and_a_second_call_nothing(fresh):
     done, calls = run(fresh)
     assert done.returncode == 0, done.stderr
-    stages = (*["first-stage"] * 4, "text-to-image", "instruct-pix2pix", "first-stage-decoder")
-    assert trained(calls) == [f"{name}.yaml" for name in stages]
+    assert trained(calls) == ["first-stage.yaml"] * 4 + AFTER_THE_FIRST
     begun = [part.split("/")[-1] for call in calls for part in call.split() if "ckpt_path=" in part]
-    assert begun == ["white.safetensors", "windows-32.safetensors", "windows-48.safetensors"]
+    beginnings = ("white", "windows-32", "windows-48", "without-picture")
+    assert begun == [f"{name}.safetensors" for name in beginnings]
+    assert (fresh / "logs/spriteworld/without-picture.safetensors").read_text().startswith("instruct-pix2pix-")
     assert (fresh / "data/spriteworld/first-stage.safetensors").read_text().startswith("decoder-4000")
     assert "scripts/spriteworld.py latents --output logs/spriteworld/latents.safetensors --scenes 6000" in calls
-    for name, run_name in (("editor", "instruct-pix2pix-"), ("text-to-image", "text-to-image-")):
+    for name, run_name in (("editor", "instruct-pix2pix-"), ("text-to-image", "text-to-image-again-")):
         own, decoder = (fresh / f"data/spriteworld/{name}.safetensors").read_text().splitlines()
         assert own.startswith(run_name)  # trained with the first stage as it was, then given the new decoder
         assert decoder.startswith("decoder-4000")
@@ -107,7 +109,7 @@ def test_overrides_go_to_every_stage_after_its_own(fresh):
     done, calls = run(fresh, "training.precision=bf16", "data.params.train.params.seed=77", STEPS_RECOGNISER="5")
     assert done.returncode == 0, done.stderr
     lines = [call.split() for call in calls if call.startswith("scripts/train.py")]
-    assert len(lines) == 7
+    assert len(lines) == 8
     for words in lines:
         assert "training.precision=bf16" in words
     assert not [word for word in lines.pop() if "train.params.seed=" in word]  # the decoder's data are a file
@@ -125,7 +127,8 @@ def test_what_follows_a_stage_that_was_trained_anew_is_trained_anew(fresh):
     assert trained(run(fresh)[1]) == []
     assert "scripts/spriteworld.py recogniser --steps 1200" in run(fresh, STEPS_RECOGNISER="5")[1] + run(fresh)[1]
     assert trained(run(fresh, STEPS_TEXT="9")[1]) == AFTER_THE_FIRST
-    assert trained(run(fresh, STEPS_TEXT="9", SCENES_LATENTS="60")[1]) == AFTER_THE_FIRST[2:]
+    assert trained(run(fresh, STEPS_TEXT="9", SCENES_LATENTS="60")[1]) == AFTER_THE_FIRST[3:]
+    assert trained(run(fresh, STEPS_TEXT="9", SCENES_LATENTS="60", STEPS_TEXT_AGAIN="60")[1]) == AFTER_THE_FIRST[2:3]
     assert trained(run(fresh, "training.precision=bf16", STEPS_TEXT="9")[1])[-2:] == AFTER_THE_FIRST[-2:]
 
 
