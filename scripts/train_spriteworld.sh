@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Train everything in data/spriteworld again: first stage, recognisers, text to image, editor, text to image from the
-# editor, and the first stage's decoder once more. Each stage goes on where it was stopped; finished stages are not
-# trained again, only their weights are put in place once more (the decoder's last). On a GPU it takes minutes, on two
-# CPU cores a night. STEPS_FIRST_STAGE, STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT, STEPS_EDIT, STEPS_TEXT_AGAIN,
-# SCENES_LATENTS and STEPS_DECODER make it shorter (a training has at least 51 steps: 50 are its warm-up); key.sub=value
-# arguments go to every stage, such as training.precision=bf16 or data.params.train.params.length=2000
-# (data.params.train not to the decoder's, which learns from SCENES_LATENTS edits). Latents and recognisers that were
-# stopped are made anew.
+# editor, and the first stage's decoder once more. It overwrites the weights that ship, their measures and the scale
+# in configs/spriteworld/model.yaml: keep them by running it in a clone of its own. Each stage goes on where it was
+# stopped; finished stages are not trained again, only their weights are put in place once more (the decoder's last).
+# On two CPU cores it takes a night, on a GPU less. STEPS_FIRST_STAGE, STEPS_WINDOWS, STEPS_RECOGNISER, STEPS_TEXT,
+# STEPS_EDIT, STEPS_TEXT_AGAIN, SCENES_LATENTS and STEPS_DECODER make it shorter (a training has at least 51 steps: 50
+# are its warm-up); key.sub=value arguments go to every stage, such as training.precision=bf16 or
+# data.params.train.params.length=2000 (data.params.train not to the decoder's, which learns from SCENES_LATENTS
+# edits). Latents and recognisers that were stopped are made anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
@@ -96,7 +97,7 @@ stage text-to-image configs/spriteworld/text-to-image.yaml "${STEPS_TEXT:-4000}"
   "$data/first-stage.safetensors"
 stage instruct-pix2pix configs/spriteworld/instruct-pix2pix.yaml "${STEPS_EDIT:-14000}" "$data/editor.safetensors" \
   "$data/text-to-image.safetensors"
-# Text to image again, from the editor without its picture, which knows the animals far better than its own beginning.
+# Text to image again, from the editor without its picture: it has seen the animals for longer than its beginning had.
 without="$runs/without-picture.safetensors"
 once "$without" "$data/editor.safetensors" without-picture --output "$without"
 stage text-to-image-again configs/spriteworld/text-to-image.yaml "${STEPS_TEXT_AGAIN:-1200}" \
