@@ -86,16 +86,30 @@ def test_a_fresh_checkout_trains_everything_in_order_and_a_second_call_nothing(f
     assert not [call for call in calls if "train.py" in call or "recogniser" in call or "latents --" in call]
 
 
-def test_a_stopped_stage_is_resumed_and_another_number_of_steps_is_another_run(fresh):
-    steps = {"STEPS_TEXT": "7"}
-    done, _ = run(fresh, STOP="text-to-image-7", **steps)
+STEPS = {
+    "first-stage-plain": "STEPS_FIRST_STAGE",
+    "first-stage-32": "STEPS_WINDOWS",
+    "first-stage-48": "STEPS_WINDOWS",
+    "first-stage": "STEPS_FIRST_STAGE",
+    "text-to-image": "STEPS_TEXT",
+    "instruct-pix2pix": "STEPS_EDIT",
+    "text-to-image-again": "STEPS_TEXT_AGAIN",
+    "decoder": "STEPS_DECODER",
+}
+
+
+@pytest.mark.parametrize("stage", STEPS)
+def test_a_stopped_stage_is_resumed_and_another_number_of_steps_is_another_run(fresh, stage):
+    steps = {STEPS[stage]: "7"}
+    done, calls = run(fresh, STOP=f"{stage}-7", **steps)
     assert done.returncode == 143
-    assert not (fresh / "data/spriteworld/text-to-image.safetensors").exists()
+    assert calls[-1].endswith(f"--name {stage}-7")  # nothing came after it
+    assert not [path for path in fresh.rglob("*.safetensors") if path.read_text().startswith(f"{stage}-7")]
     done, calls = run(fresh, **steps)
     assert done.returncode == 0, done.stderr
-    assert "scripts/train.py --logs logs/spriteworld --resume logs/spriteworld/1_text-to-image-7" in calls
-    _, calls = run(fresh, STEPS_TEXT="9")
-    assert [call for call in calls if "train.py configs/spriteworld/text-to-image.yaml training.max_steps=9" in call]
+    assert f"scripts/train.py --logs logs/spriteworld --resume logs/spriteworld/1_{stage}-7" in calls
+    _, calls = run(fresh, **{STEPS[stage]: "9"})
+    assert [call for call in calls if "training.max_steps=9" in call and call.endswith(f"--name {stage}-9")]
 
 
 def test_a_job_that_was_stopped_halfway_is_not_taken_for_done(fresh):
@@ -103,6 +117,8 @@ def test_a_job_that_was_stopped_halfway_is_not_taken_for_done(fresh):
     assert run(fresh)[0].returncode == 0
     assert run(fresh, STOP="recogniser", STEPS_RECOGNISER="5")[0].returncode == 143
     assert "scripts/spriteworld.py recogniser --steps 1200" in run(fresh)[1]
+    assert run(fresh, STOP="without-picture", STEPS_EDIT="9")[0].returncode == 143
+    assert [call for call in run(fresh, STEPS_EDIT="9")[1] if "without-picture --output" in call]
 
 
 def test_overrides_go_to_every_stage_after_its_own(fresh):
