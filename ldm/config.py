@@ -36,6 +36,19 @@ ALIASES = {
     "edit_dataset.EditDataset": "ldm.data.edit_dataset.EditDataset",
     "ldm.lr_scheduler.LambdaLinearScheduler": "ldm.training.lr.LambdaLinearScheduler",
     "main.DataModuleFromConfig": "ldm.data.datamodule.PairDataModule",
+    # where our own classes stood when runs and weights that are still in use were written
+    "ldm.modules.reconstruction.ReconstructionLoss": "ldm.modules.first_stage_loss.ReconstructionLoss",
+    "ldm.modules.discriminator.AdversarialReconstructionLoss": (
+        "ldm.modules.first_stage_loss.AdversarialReconstructionLoss"
+    ),
+    "ldm.data.original.OriginalPairs": "ldm.spriteworld.experiments.original_pairs.OriginalPairs",
+    "ldm.data.latent_pictures.LatentPictures": "ldm.spriteworld.weights.latent_pictures.LatentPictures",
+    "ldm.training.muon.Muon": "ldm.spriteworld.weights.muon.Muon",
+    "ldm.training.sheets.EditSheet": "ldm.spriteworld.world.grids.EditSheet",
+    "ldm.spriteworld.sheets.ReconstructionSheet": "ldm.spriteworld.world.grids.ReconstructionSheet",
+    "ldm.spriteworld.dataset.SpritePictures": "ldm.spriteworld.world.dataset.SpritePictures",
+    "ldm.spriteworld.dataset.SpriteCaptions": "ldm.spriteworld.world.dataset.SpriteCaptions",
+    "ldm.spriteworld.dataset.SpriteTriplets": "ldm.spriteworld.world.dataset.SpriteTriplets",
 }
 
 NO_EFFECT = {

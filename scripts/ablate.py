@@ -21,7 +21,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    from ldm.training.ablation import read_ablation, run_ablation
+    from ldm.spriteworld.experiments.ablation import read_ablation, run_ablation
 
     work = args.work or ROOT / "logs" / args.ablations.stem
     name = args.ablations.stem

@@ -37,7 +37,7 @@ def main() -> int:
     args = parse()
     rounds, size = args.rounds or 5, args.size or "tiny"
     if args.what == "shipped":
-        from ldm.evaluation.benchmark_shipped import benchmark_shipped, report_shipped
+        from ldm.benchmarks.shipped import benchmark_shipped, report_shipped
 
         data = ROOT / "data" / "spriteworld"
         files = data / "editor.safetensors", data / "pictures" / "wolf" / "01.png"
@@ -45,23 +45,24 @@ def main() -> int:
         return 0
     import torch
 
-    from ldm.models.build import choose_device, choose_precision
+    from ldm.models.devices import choose_device, choose_precision
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device or "auto")
     if args.what == "edit":
-        from ldm.evaluation.benchmark import benchmark_edit, report
+        from ldm.benchmarks.edit import benchmark_edit
+        from ldm.benchmarks.measure import report
 
         print(report(benchmark_edit(size, device, rounds)))
         return 0
     if args.what == "train":
-        from ldm.evaluation.benchmark import report
-        from ldm.evaluation.benchmark_train import benchmark_train
+        from ldm.benchmarks.measure import report
+        from ldm.benchmarks.train import benchmark_train
 
         print(report(benchmark_train(size, device, rounds)))
         return 0
-    from ldm.evaluation.benchmark_load import benchmark_load
+    from ldm.benchmarks.load import benchmark_load
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         precision = choose_precision(args.precision or "auto", torch.device("cpu"))

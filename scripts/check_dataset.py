@@ -22,7 +22,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    from ldm.evaluation.check_job import check_dataset
+    from ldm.data.check import check_dataset
 
     lines, errors = check_dataset(args)
     print("\n".join(lines))

@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    from ldm.inference.dataset_job import make_dataset
+    from ldm.dataset_generation.generate import make_dataset
 
     folder, manifest = make_dataset(args)
     if manifest is None:

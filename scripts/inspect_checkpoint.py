@@ -15,8 +15,8 @@ def main() -> int:
     p.add_argument("--configs", type=Path, nargs="*", help="YAML files to compare with; default: all in configs/")
     p.add_argument("--keys", action="store_true", help="list every key that a config misses or has no use for")
     args = p.parse_args()
-    from ldm.checkpoint import read_checkpoint
-    from ldm.models.inspect import describe, fits, misfits
+    from ldm.checkpoint.inspect import describe, fits, misfits
+    from ldm.checkpoint.read import read_checkpoint
 
     checkpoint = read_checkpoint(args.file)
     print(describe(checkpoint))

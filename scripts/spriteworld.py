@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    from ldm.evaluation.spriteworld_jobs import run
+    from ldm.spriteworld.experiments.commands import run
 
     print(run(args, DATA))
     return 0

@@ -98,7 +98,7 @@ def tiny_model():
 @pytest.fixture(scope="session")
 def tiny_ckpt(tmp_path_factory, tiny_model):
     """A tiny editing checkpoint as a safetensors file with its config inside."""
-    from ldm.checkpoint import save_checkpoint
+    from ldm.checkpoint.save import save_checkpoint
 
     path = tmp_path_factory.mktemp("ckpt") / "tiny.safetensors"
     save_checkpoint(path, tiny_model.state_dict(), {"config": tiny_config()})

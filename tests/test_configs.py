@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint.save import save_checkpoint
 from ldm.config import ALIASES, NO_EFFECT, anchored, get_class, instantiate_from_config, load_config
 from tests.conftest import build_tiny, tiny_config
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ldm.data.augment import JointCrop, Size, to_common_aspect
+from ldm.data.entries import Visited
 from ldm.data.images import open_rgb, to_tensor
 from ldm.data.pairs import Pair, find_pairs
-from ldm.data.visited import Visited
 
 ROWS = "metadata.jsonl"
 SPLITS = (0.9, 0.05, 0.05)  # upstream's shares of train, val and test

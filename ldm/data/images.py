@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from ldm.checkpoint import replacing
+from ldm.files import replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 WRITTEN = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "TGA", "JPEG2000")  # hold any size, in colour
@@ -176,3 +177,34 @@ def check_writable(path: str | Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"cannot write '{path}' ({error.strerror or error})") from error
+
+
+def small(photo: Image.Image, resolution: int) -> Image.Image:
+    """Return the photo no larger than the model's working resolution, in its own shape."""
+    factor = resolution / max(photo.size)
+    if factor >= 1:
+        return photo
+    return resize(photo, tuple(max(1, round(side * factor)) for side in photo.size))
+
+
+def find_photos(patterns: list[str]) -> list[Path]:
+    """Return the pictures that files, folders and globs name, sorted within each. Raises FileNotFoundError."""
+    found: list[Path] = []
+    for pattern in patterns:
+        if not pattern:
+            raise ValueError("--input has an empty name; give a photo, a folder or a glob")
+        path = Path(pattern)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise FileNotFoundError(f"folder '{path}' holds no pictures ({', '.join(SUFFIXES)})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            inside = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
+            if not inside:
+                what = "no picture matches" if any(c in pattern for c in "*?[") else "there is no picture"
+                raise FileNotFoundError(f"{what} '{pattern}'")
+            found += inside
+    return list(dict.fromkeys(found))

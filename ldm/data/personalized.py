@@ -10,8 +10,8 @@ import torch
 
 from ldm.data import instructions as words
 from ldm.data.augment import JointCrop, Size
+from ldm.data.entries import Visited
 from ldm.data.images import SUFFIXES, open_rgb, to_tensor
-from ldm.data.visited import Visited
 
 INSTANCE_CAPTIONS = ("a {identifier} {class_word}",)
 CLASS_CAPTIONS = ("a {class_word}",)

@@ -10,9 +10,9 @@ import torch
 
 from ldm.data import instructions as words
 from ldm.data.augment import JointCrop, Size, to_common_aspect
+from ldm.data.entries import Visited
 from ldm.data.images import open_rgb, to_tensor
 from ldm.data.pairs import Pair, find_pairs, read_manifest
-from ldm.data.visited import Visited
 
 
 class PersonalizedEdit(Visited):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ldm.evaluation.metrics import MEASURES
-from ldm.spriteworld.measures import bootstrap
+from ldm.evaluation.statistics import bootstrap
 
 
 def read_results(path: Path) -> dict[str, Any]:

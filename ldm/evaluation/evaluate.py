@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ldm.data.contact_sheet import contact_sheet
 from ldm.data.images import open_rgb, resize, save_image, to_images, to_tensor
 from ldm.evaluation import metrics
-from ldm.evaluation.drawn import DrawnCase, draw_case, exact_measures, words_of
 from ldm.evaluation.methods import Method, Wanted, make_pictures, read_pictures
 from ldm.evaluation.report import SHEET_ROWS, write_report
 from ldm.evaluation.results import BOUNDS, INPUT, PHOTOS, TRUTH, Record, Results, write_files
 from ldm.evaluation.suites import TEXT_METHODS, Case, Subject, Suite, photos_of, prompt_of
-from ldm.inference.features import weights_hash
-from ldm.inference.sheets import contact_sheet
-from ldm.models.build import choose_device, choose_precision
-from ldm.spriteworld.measures import edited_region
-from ldm.spriteworld.recogniser import Recogniser
+from ldm.models.backbones import weights_hash
+from ldm.models.devices import choose_device, choose_precision
+from ldm.spriteworld.judging.measures import edited_region
+from ldm.spriteworld.judging.recogniser import Recogniser
+from ldm.spriteworld.judging.suite_cases import DrawnCase, draw_case, exact_measures, words_of
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.methods import read_methods
 from ldm.evaluation.results import as_markdown
 from ldm.evaluation.suites import read_suite
-from ldm.inference.features import backbones
-from ldm.models.build import choose_device
-from ldm.spriteworld.recogniser import load_recogniser
+from ldm.models.backbones import backbones
+from ldm.models.devices import choose_device
+from ldm.spriteworld.judging.recogniser import load_recogniser
 
 logger = logging.getLogger(__name__)
 

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ldm.checkpoint import Checkpoint, fingerprint, read_checkpoint
+from ldm.checkpoint.inspect import without_checkpoints
+from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.config import instantiate_from_config, nearest
 from ldm.data.images import open_rgb, save_image
 from ldm.evaluation.suites import METHODS, TEXT_METHODS, Suite
-from ldm.inference.editor import EditSettings, ImageEditor
-from ldm.inference.generator import ImageGenerator, TextSettings
+from ldm.files import fingerprint
+from ldm.inference.editor import ImageEditor
+from ldm.inference.generator import ImageGenerator
 from ldm.inference.recipe import KEY, read_recipe
-from ldm.models.build import choose_device, choose_precision, config_for
-from ldm.models.inspect import without_checkpoints
+from ldm.inference.settings import EditSettings, TextSettings
+from ldm.models.build import config_for
+from ldm.models.devices import choose_device, choose_precision
 
 
 @dataclass(frozen=True)

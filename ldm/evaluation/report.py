@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.checkpoint import replacing
 from ldm.evaluation.metrics import MEASURES, Measure
-from ldm.spriteworld.measures import ENOUGH, Interval
+from ldm.evaluation.statistics import ENOUGH, Interval
+from ldm.files import replacing
 
 if TYPE_CHECKING:
     from ldm.evaluation.results import Results

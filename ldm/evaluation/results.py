@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ldm.checkpoint import replacing
 from ldm.evaluation import metrics
+from ldm.evaluation.statistics import Interval, bootstrap
 from ldm.evaluation.suites import TEXT_METHODS, Suite
-from ldm.spriteworld.measures import Interval, bootstrap
+from ldm.files import replacing
 
 INPUT, TRUTH, PHOTOS = "input copied", "exact answer", "real photos"
 BOUNDS = (INPUT, TRUTH, PHOTOS)

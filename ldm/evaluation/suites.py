@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 
 from ldm.config import load_config, nearest
 from ldm.data.images import SUFFIXES
-from ldm.inference.editor import EditSettings
-from ldm.inference.generator import TextSettings
+from ldm.inference.settings import EditSettings, TextSettings
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +234,7 @@ def _subject(name: str, node: Any, places: tuple[Path, ...], path: Path, masks: 
     photos = _found(node["photos"], places) if node.get("photos") else None
     world = node.get("world")
     if world is not None:
-        from ldm.spriteworld.scene import SUBJECTS
+        from ldm.spriteworld.world.scene import SUBJECTS
 
         _one_of(world, tuple(SUBJECTS), "sprite-world subject", where)
     return Subject(name, photos, node.get("identifier") or "sks", node["class_word"], world, masks)
@@ -289,7 +288,7 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
         unmasked=unmasked,
     )
     if drawn is not None:
-        from ldm.evaluation.drawn import check_drawn
+        from ldm.spriteworld.judging.suite_cases import check_drawn
 
         check_drawn(case, where)
     return case

@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
+from ldm.data.contact_sheet import PAPER, contact_sheet
 from ldm.data.images import resize, to_tensor
 from ldm.diffusion.conditioning import Conditioning
-from ldm.inference.editor import EditSettings, ImageEditor
-from ldm.inference.sheets import PAPER, contact_sheet
+from ldm.inference.editor import ImageEditor
+from ldm.inference.settings import EditSettings
 
 TEXT_FACTORS = (0.5, 0.75, 1.0, 1.3, 1.7)
 IMAGE_FACTORS = (0.8, 1.0, 1.25)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import logging
 import re
 from collections import Counter
@@ -14,13 +13,15 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.read import read_checkpoint
 from ldm.data import images
+from ldm.data.contact_sheet import contact_sheet
+from ldm.data.images import find_photos
 from ldm.inference.auto_cfg import candidates_sheet, choose_scales, scale_grid, total_steps
-from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.editor import ImageEditor
 from ldm.inference.masking import check_mask
 from ldm.inference.recipe import Recipe
-from ldm.inference.sheets import contact_sheet
+from ldm.inference.settings import EditSettings
 
 logger = logging.getLogger(__name__)
 
@@ -55,29 +56,6 @@ class EditJob:
             return len(self.tasks) * total_steps(self.settings, self.grid)
         cells = len(self.sweep[0]) * len(self.sweep[1]) if self.sweep else 1
         return len(self.tasks) * cells * self.settings.steps
-
-
-def find_photos(patterns: list[str]) -> list[Path]:
-    """Return the pictures that files, folders and globs name, sorted within each. Raises FileNotFoundError."""
-    found: list[Path] = []
-    for pattern in patterns:
-        if not pattern:
-            raise ValueError("--input has an empty name; give a photo, a folder or a glob")
-        path = Path(pattern)
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in images.SUFFIXES and p.is_file())
-            if not inside:
-                raise FileNotFoundError(f"folder '{path}' holds no pictures ({', '.join(images.SUFFIXES)})")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            inside = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
-            if not inside:
-                what = "no picture matches" if any(c in pattern for c in "*?[") else "there is no picture"
-                raise FileNotFoundError(f"{what} '{pattern}'")
-            found += inside
-    return list(dict.fromkeys(found))
 
 
 def plan_job(

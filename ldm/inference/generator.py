@@ -3,62 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from ldm.checkpoint import Checkpoint, fingerprint, read_checkpoint
+from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.data.images import to_images
 from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import GuidedDenoiser
 from ldm.diffusion.samplers import get_sampler, noise_source
-from ldm.diffusion.schedule import SPACINGS, make_sigmas
-from ldm.inference.editor import BEST_SPACING, MAX_RESOLUTION, check_steps, checked_defaults, not_finite
+from ldm.diffusion.schedule import make_sigmas
+from ldm.files import fingerprint
+from ldm.inference.editor import not_finite
 from ldm.inference.recipe import told_of
+from ldm.inference.settings import TextSettings
 from ldm.models.build import load_for_use
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """How to make pictures from text. scale: of guidance; negative: text that takes the place of the empty one; width
-    and height in pixels."""
-
-    scale: float = 7.5
-    steps: int = 50
-    sampler: str = "ddim"
-    spacing: str = "auto"
-    width: int = 512
-    height: int = 512
-    negative: str = ""
-
-    @classmethod
-    def of_checkpoint(cls, metadata: dict[str, Any], **chosen: Any) -> TextSettings:
-        """Return the settings that a checkpoint's file recommends (``text_defaults``), with those chosen over them.
-
-        chosen: None means not chosen. Raises ValueError if the file recommends something unknown.
-        """
-        recommended = checked_defaults(cls(), metadata.get("text_defaults") or {}, "text_defaults")
-        cls(**recommended).checked(1)
-        return cls(**{**recommended, **{k: v for k, v in chosen.items() if v is not None}})
-
-    def checked(self, grid: int) -> TextSettings:
-        """Return the settings with "auto" resolved; raise ValueError for what makes no sense."""
-        get_sampler(self.sampler)
-        check_steps(self.steps)
-        if not 0 <= self.scale <= 100:
-            raise ValueError(f"scale is {self.scale}; 0 to 100 is expected")
-        for name in ("width", "height"):
-            if not grid <= getattr(self, name) <= MAX_RESOLUTION or getattr(self, name) % grid:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; a multiple of {grid} of at most {MAX_RESOLUTION} is needed"
-                )
-        if self.spacing not in ("auto", *SPACINGS):
-            raise ValueError(f"unknown spacing '{self.spacing}'; known: auto, {', '.join(SPACINGS)}")
-        spacing = BEST_SPACING.get(self.sampler, "uniform") if self.spacing == "auto" else self.spacing
-        return TextSettings(**{**self.__dict__, "spacing": spacing})
 
 
 class ImageGenerator:

@@ -56,6 +56,21 @@ def told_of(config: Any) -> str:
     return f"{name}{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
 
 
+def text_recipe(generator: Any, settings: Any, text: str, seed: int) -> dict[str, Any]:
+    """Return the recipe of a picture made from text. generator: an ``ImageGenerator``; settings: ``TextSettings``."""
+    return {
+        "text": text,
+        "seed": seed,
+        **asdict(settings),
+        "precision": generator.precision,
+        "checkpoint": Path(generator.checkpoint).name,
+        "checkpoint_hash": generator.checkpoint_hash,
+        "weights": generator.weights,
+        "vae_hash": generator.vae_hash,
+        "config": generator.config,
+    }
+
+
 def read_recipe(path: str | Path) -> dict:
     """Return the recipe inside a PNG. Raises FileNotFoundError, or ValueError if there is none."""
     path = Path(path)

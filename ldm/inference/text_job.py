@@ -5,22 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
-from ldm.checkpoint import read_checkpoint, replacing
-from ldm.data.images import SUFFIXES, check_writable, picture_format, save_image
-from ldm.inference.gates import Gates, judge
-from ldm.inference.generator import ImageGenerator, TextSettings
-from ldm.inference.recipe import KEY
-from ldm.inference.sheets import contact_sheet
+from ldm.checkpoint.read import read_checkpoint
+from ldm.data.contact_sheet import contact_sheet
+from ldm.data.images import check_writable, picture_format, save_image
+from ldm.inference.generator import ImageGenerator
+from ldm.inference.recipe import KEY, text_recipe
+from ldm.inference.settings import TextSettings
 
 logger = logging.getLogger(__name__)
-
-CLASS_NOTE = ".class-images.json"
 
 
 def make_pictures(args: argparse.Namespace) -> list[Path]:
@@ -57,6 +53,8 @@ def make_pictures(args: argparse.Namespace) -> list[Path]:
     )
     settings.checked(generator.model.grid())
     if args.class_images:
+        from ldm.dataset_generation.class_images import make_class_images
+
         return make_class_images(
             generator, args.prompt[0], place, args.class_images, settings, args.seed, args.batch_size
         )
@@ -67,7 +65,7 @@ def make_pictures(args: argparse.Namespace) -> list[Path]:
             made = generator.generate([t for t, _ in batch], settings, [s for _, s in batch])
             for (text, seed), picture in zip(batch, made, strict=True):
                 path = place if single else place / f"{len(written):04d}-{seed}.png"
-                save_image(picture, path, {KEY: json.dumps(_recipe(generator, settings, text, seed))})
+                save_image(picture, path, {KEY: json.dumps(text_recipe(generator, settings, text, seed))})
                 written.append(path)
             pictures += made
             bar.update(len(batch))
@@ -76,70 +74,3 @@ def make_pictures(args: argparse.Namespace) -> list[Path]:
         save_image(contact_sheet(rows, [text[:40] for text in args.prompt]), place / "sheet.png")
         written.append(place / "sheet.png")
     return written
-
-
-def make_class_images(
-    generator: ImageGenerator,
-    prompt: str,
-    folder: Path,
-    number: int,
-    settings: TextSettings,
-    seed: int,
-    batch_size: int = 1,
-    gates: Gates | None = None,
-) -> list[Path]:
-    """Fill a folder with ``number`` pictures of a class by the frozen model, as DreamBooth's prior preservation asks.
-
-    Stopped and started again it goes on where it was, with the same pictures; blank ones are made again with other
-    seeds. Raises ValueError if the folder holds pictures made in another way, or one stays blank.
-    """
-    gates = gates or Gates()
-    folder.mkdir(parents=True, exist_ok=True)
-    note = {**_recipe(generator, settings, prompt, seed)}
-    path = folder / CLASS_NOTE
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(note)):
-            raise ValueError(f"'{folder}' holds class images made in another way; choose another --output")
-    elif any(p.suffix.lower() in SUFFIXES for p in folder.iterdir()):
-        raise ValueError(f"'{folder}' holds pictures that were not made here; choose another --output")
-    else:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(note), encoding="utf-8")
-    files = [folder / f"{i:04d}.png" for i in range(number)]
-    missing = [i for i, file in enumerate(files) if not file.is_file()]
-    with tqdm(total=number, initial=number - len(missing), unit="picture", disable=None) as bar:
-        for first in range(0, len(missing), batch_size):
-            todo = missing[first : first + batch_size]
-            for attempt in range(gates.attempts):
-                seeds = [seed + i + 10_000_000 * attempt for i in todo]
-                made = generator.generate([prompt] * len(todo), settings, seeds)
-                good = [k for k, picture in enumerate(made) if not _is_blank(picture, gates)]
-                for k in good:
-                    save_image(made[k], files[todo[k]])
-                bar.update(len(good))
-                todo = [i for k, i in enumerate(todo) if k not in good]
-                if not todo:
-                    break
-            if todo:
-                raise ValueError(
-                    f"“{prompt}” gives blank pictures, {gates.attempts} times over; try another --precision"
-                )
-    return files
-
-
-def _is_blank(picture: Image.Image, gates: Gates) -> bool:
-    return judge(picture, picture, gates).figures["contrast"] < gates.blank
-
-
-def _recipe(generator: ImageGenerator, settings: TextSettings, text: str, seed: int) -> dict:
-    return {
-        "text": text,
-        "seed": seed,
-        **asdict(settings),
-        "precision": generator.precision,
-        "checkpoint": Path(generator.checkpoint).name,
-        "checkpoint_hash": generator.checkpoint_hash,
-        "weights": generator.weights,
-        "vae_hash": generator.vae_hash,
-        "config": generator.config,
-    }

@@ -10,11 +10,13 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from ldm.checkpoint import Checkpoint, load_into, read_checkpoint
+from ldm.checkpoint.diffusers_format import FIRST_STAGE
+from ldm.checkpoint.load import load_into
+from ldm.checkpoint.read import Checkpoint, read_checkpoint
+from ldm.checkpoint.save import exported
 from ldm.config import instantiate_from_config, nearest
-from ldm.diffusers_format import FIRST_STAGE
 from ldm.models.optimizer import make_optimizer
-from ldm.models.steps import exported, step_generator
+from ldm.models.randomness import step_generator
 from ldm.modules.distributions import DiagonalGaussian
 from ldm.modules.ema import LitEma
 from ldm.modules.vae_blocks import Decoder, Encoder
@@ -134,7 +136,7 @@ class AutoencoderKL(pl.LightningModule):
         """Return the optimiser of all parameters that are to learn."""
         if self.loss is None:
             raise ValueError(
-                "training a first stage needs a lossconfig, such as ldm.modules.reconstruction.ReconstructionLoss"
+                "training a first stage needs a lossconfig, such as ldm.modules.first_stage_loss.ReconstructionLoss"
             )
         return make_optimizer(self.named_parameters(), self.learning_rate, self.optimizer_config, self.scheduler_config)
 

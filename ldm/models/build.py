@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,76 +11,19 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ldm.checkpoint import Checkpoint, read_checkpoint
+from ldm.checkpoint.diffusers_format import FIRST_STAGE, UNET
+from ldm.checkpoint.inspect import without_checkpoints
+from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.config import instantiate_from_config, load_config, nearest, resolve_alias
-from ldm.diffusers_format import FIRST_STAGE, UNET
+from ldm.cpu.packed import pack, use_winograd
 from ldm.models.autoencoder import load_first_stage
-from ldm.models.inspect import without_checkpoints
-from ldm.modules.cpu_inference import bf16_is_faster, pack, use_winograd
+from ldm.models.devices import choose_device, choose_precision, dtype_of
 
 logger = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "stable-diffusion"
 PACK_FROM = 10_000_000  # parameters; in smaller networks a packed operator costs more than it saves (5 x at 4 million)
 SECTIONS = ("model", "data", "dataset", "training", "lightning")  # of a config; upstream's last one has no effect here
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """Return the device by name; "auto" is this process' GPU if there is one. Raises ValueError if it is not there."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device '{name}'; known: auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but this PyTorch sees no GPU; use --device cpu or auto")
-    return local_device() if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
-
-
-def local_device() -> torch.device:
-    """Return the GPU of this process: by the local rank that torchrun or SLURM gave it, the first one alone.
-
-    A rank beyond the GPUs that this process sees (each may see only its own) counts from the first again.
-    Raises ValueError for a rank that is no number.
-    """
-    name = next((name for name in ("LOCAL_RANK", "SLURM_LOCALID") if os.environ.get(name)), None)
-    rank = os.environ[name] if name else "0"
-    if not rank.isdecimal():
-        raise ValueError(f"{name}={rank} in the environment is no number of a process; 0, 1, 2 ... is expected")
-    return torch.device("cuda", int(rank) % max(1, torch.cuda.device_count()))
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """Return "fp32", "fp16" or "bf16"; "auto" takes what the device is fast in.
-
-    auto: bf16 on a GPU that has it, fp16 on an older one; on a CPU bf16 if a trial shows that it is
-    clearly faster, else fp32.
-    Raises ValueError for an unknown name and for fp16 on a CPU, where it is slow and not supported throughout.
-    """
-    if name not in ("auto", *PRECISIONS):
-        raise ValueError(f"unknown precision '{name}'; known: auto, {', '.join(PRECISIONS)}")
-    if device.type == "cpu":
-        if name == "fp16":
-            raise ValueError("precision fp16 is for GPUs; on a CPU use fp32, bf16 or auto")
-        if name == "auto":
-            return "bf16" if bf16_is_faster() else "fp32"
-        return name
-    if name != "auto":
-        return name
-    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-
-
-def dtype_of(precision: str) -> Any:
-    """Return the map from a parameter's name to its type: the text encoder always fp32, the first stage never fp16.
-
-    (The text runs once per edit; the published first stage overflows in fp16 on some pictures.)
-    """
-    main = PRECISIONS[precision]
-
-    def choose(name: str) -> torch.dtype:
-        if name.startswith(UNET):
-            return main
-        return main if name.startswith(FIRST_STAGE) and precision == "bf16" else torch.float32
-
-    return choose
 
 
 def config_for(checkpoint: Checkpoint) -> Any:

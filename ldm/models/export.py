@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ldm.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, write_safetensors
-from ldm.diffusers_format import FIRST_STAGE, TEXT, UNET, to_diffusers
+from ldm.checkpoint.diffusers_format import FIRST_STAGE, TEXT, UNET, to_diffusers
+from ldm.checkpoint.read import Checkpoint, read_checkpoint
+from ldm.checkpoint.save import save_checkpoint, write_safetensors
 from ldm.diffusion.conditioning import Conditioning
 from ldm.models.build import config_for, load_model
 from ldm.modules.text import CLIP_VIT_L_14

@@ -10,7 +10,9 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from ldm.checkpoint import Checkpoint, LoadReport, load_into, read_checkpoint
+from ldm.checkpoint.load import LoadReport, load_into
+from ldm.checkpoint.read import Checkpoint, read_checkpoint
+from ldm.checkpoint.save import exported
 from ldm.config import instantiate_from_config
 from ldm.diffusion.conditioning import Conditioning, drop_conditioning, dropped
 from ldm.diffusion.denoiser import Denoiser
@@ -18,7 +20,7 @@ from ldm.diffusion.loss import change_weights, min_snr_weights, prior_preservati
 from ldm.diffusion.parameterization import check_parameterization, target, to_eps
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.models.optimizer import make_optimizer
-from ldm.models.steps import BatchNoise, exported, step_generator
+from ldm.models.randomness import BatchNoise, step_generator
 from ldm.modules.ema import LitEma
 
 logger = logging.getLogger(__name__)

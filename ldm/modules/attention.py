@@ -8,6 +8,8 @@ from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.cpu.attention import attend_on_cpu
+
 
 def zero_init(module: nn.Module) -> nn.Module:
     """Set a module's parameters to zero and return it (the last layer of a residual branch starts silent)."""
@@ -21,10 +23,6 @@ def recompute(function, *inputs: torch.Tensor, enabled: bool) -> torch.Tensor:
     if enabled and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)
-
-
-WRITTEN_OUT = 1 << 17  # scores of a head: above it the fused product is as fast, and needs less memory
-HEADS_AT_ONCE, SCORES_AT_ONCE = 8, 1 << 19  # of a piece of bf16 attention on a CPU: its scores stay in the cache
 
 
 class CrossAttention(nn.Module):
@@ -54,34 +52,10 @@ def multi_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) ->
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Return ``softmax(q k^T / sqrt(d)) v``; all are ``b h n d``.
-
-    PyTorch's fused attention, except on a CPU: where small pictures train, its backward pass takes several times as
-    long as the products written out; and in bf16 without gradients it is slower than the products in pieces.
-    """
-    on_cpu = q.device.type == "cpu"
-    if on_cpu and not torch.is_grad_enabled() and q.dtype == torch.bfloat16:
-        return _attend_in_pieces(q, k, v)
-    trains_here = on_cpu and torch.is_grad_enabled() and q.requires_grad
-    if not trains_here or q.shape[-2] * k.shape[-2] > WRITTEN_OUT:
-        return F.scaled_dot_product_attention(q, k, v)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return scores.float().softmax(-1).to(v.dtype) @ v
-
-
-def _attend_in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attend a few heads and rows at a time, so that the scores of a piece never leave the cache."""
-    batch, heads, n, _ = q.shape
-    q, k, v = (q * q.shape[-1] ** -0.5).flatten(0, 1), k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
-    out = torch.empty_like(q)
-    together = max(HEADS_AT_ONCE, SCORES_AT_ONCE // (n * k.shape[-1]))  # small pictures: many, or the calls cost more
-    rows = max(1, SCORES_AT_ONCE // (together * k.shape[-1]))
-    for first in range(0, len(q), together):
-        some = slice(first, first + together)
-        for row in range(0, n, rows):
-            scores = torch.bmm(q[some, row : row + rows], k[some])
-            out[some, row : row + rows] = torch.bmm(torch.softmax(scores, -1, out=scores), v[some])
-    return out.unflatten(0, (batch, heads))
+    """Return ``softmax(q k^T / sqrt(d)) v``; all are ``b h n d``. PyTorch's fused attention, except on a CPU."""
+    if q.device.type == "cpu":
+        return attend_on_cpu(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class GEGLU(nn.Module):

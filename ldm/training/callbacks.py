@@ -17,7 +17,8 @@ from PIL import Image
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
-from ldm.checkpoint import METADATA_KEY, save_checkpoint
+from ldm.checkpoint.read import METADATA_KEY
+from ldm.checkpoint.save import save_checkpoint
 from ldm.data.images import save_image
 
 logger = logging.getLogger(__name__)

@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
-from ldm.checkpoint import replacing
 from ldm.data import instructions as words
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_images
 from ldm.data.pairs import swaps
-from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.files import replacing
+from ldm.inference.editor import ImageEditor
+from ldm.inference.settings import EditSettings
 from ldm.training.callbacks import looking
 
 logger = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ def described_by(dino: str | None) -> Callable | None:
     """Return a function from pictures in [-1, 1] to DINO features, or None without a folder."""
     if not dino:
         return None
-    from ldm.inference.features import Dino
+    from ldm.models.backbones import Dino
 
     model = Dino(dino)
     return lambda x: model.images(to_images(x))

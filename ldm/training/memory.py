@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
+from ldm.checkpoint.inspect import without_checkpoints
 from ldm.config import instantiate_from_config
-from ldm.models.inspect import without_checkpoints
 
 logger = logging.getLogger(__name__)
 

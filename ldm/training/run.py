@@ -14,14 +14,14 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.read import read_checkpoint
 from ldm.config import instantiate_from_config, nearest
-from ldm.modules.cpu_inference import bf16_is_faster
+from ldm.models.devices import bf16_is_faster
 from ldm.training.callbacks import Checkpoints, ProgressBar, Sheets, StopOnSignal
 from ldm.training.checkpoint_io import DirectCheckpointIO
-from ldm.training.data import build_data
+from ldm.training.csv_log import merge, set_aside
 from ldm.training.memory import MemoryUsed, estimate
-from ldm.training.metrics import merge, set_aside
+from ldm.training.prepare import build_data
 from ldm.training.validation import Validation
 
 logger = logging.getLogger(__name__)

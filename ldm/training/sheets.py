@@ -7,59 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from ldm.data.contact_sheet import contact_sheet
 from ldm.data.edit_dataset import SPLITS, read_triplets, split_triplets
-from ldm.data.images import check_aspect, open_rgb
+from ldm.data.images import check_aspect, find_photos, open_rgb, small
 from ldm.data.instructions import INSTANCE_TEMPLATES, REGULARIZATION_TEMPLATES, fill
 from ldm.data.pairs import find_pairs, read_manifest, swaps
-from ldm.inference.edit_job import find_photos
-from ldm.inference.editor import EditSettings, ImageEditor
-from ldm.inference.generator import ImageGenerator, TextSettings
-from ldm.inference.pair_maker import small
-from ldm.inference.sheets import contact_sheet
-from ldm.spriteworld.scene import draw, random_scene
-from ldm.spriteworld.sheets import grid
+from ldm.inference.editor import ImageEditor
+from ldm.inference.generator import ImageGenerator
+from ldm.inference.settings import EditSettings, TextSettings
 
 logger = logging.getLogger(__name__)
-
-INSTRUCTIONS = (
-    "replace the {animal} with a dog",
-    "replace the {animal} with a wolf",
-    "replace the {animal} with a horse",
-    "replace the {animal} with a rabbit",
-    "put it on the beach",
-    "put it in the snow",
-    "make it night",
-    "make it black and white",
-    "make the {animal} red",
-    "give the {animal} a blue hat",
-)
-
-
-class EditSheet:
-    """Random scenes to the left, then what each of a row of instructions makes of them."""
-
-    def __init__(
-        self, scenes: int = 6, size: int = 64, steps: int = 12, text_scale: float = 1.25, image_scale: float = 1.1
-    ):
-        """scenes: rows; steps and the two scales: of the sampling."""
-        rng = np.random.default_rng(11)
-        self.scenes = [random_scene(rng, style="day") for _ in range(scenes)]
-        self.pictures = [draw(scene, size) for scene in self.scenes]
-        self.settings = EditSettings(
-            text_scale=text_scale, image_scale=image_scale, steps=steps, sampler="dpmpp_2m", resolution=size
-        )
-
-    def __call__(self, model: Any) -> Image.Image:
-        """Return the sheet. model: a LatentDiffusion that edits."""
-        editor = ImageEditor(model)
-        columns = [self.pictures]
-        for text in INSTRUCTIONS:
-            texts = [text.format(animal=scene.animal) for scene in self.scenes]
-            columns.append(editor.edit(self.pictures, texts, self.settings))
-        return grid(columns)
 
 
 class PromptSheet:

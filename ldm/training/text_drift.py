@@ -23,7 +23,8 @@ from kornia.color import rgb_to_lab
 
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_tensor
-from ldm.inference.generator import ImageGenerator, TextSettings
+from ldm.inference.generator import ImageGenerator
+from ldm.inference.settings import TextSettings
 from ldm.training.drift import Monitor, Row, check_keys, described_by
 
 BINS = (4, 6, 6)  # of L*, a* and b*

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.data.datamodule import PairDataModule
-from ldm.data.pair_cache import encode_pairs
+from ldm.data.encoded import encode_pairs
 from ldm.diffusion.conditioning import Conditioning
 from ldm.training.callbacks import looking
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from ldm.data.augment import JointCrop, bucket_sizes
 from ldm.data.datamodule import PairDataModule
+from ldm.data.encoded import EncodedPairs
 from ldm.data.images import open_rgb, picture_size
-from ldm.data.pair_cache import EncodedPairs
 from ldm.data.personalized_edit import PersonalizedEdit
-from ldm.training.data import build_data
+from ldm.training.prepare import build_data
 
 SHAPES = {"wide": (160, 96), "square": (128, 128), "tall": (60, 100)}
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ldm.data.check import check_identifier, check_pairs, correlation
-from ldm.evaluation.check_job import check_dataset
+from ldm.data.check import check_dataset, check_identifier, check_pairs, correlation
 from ldm.modules.text import encode_words
-from ldm.spriteworld.scene import draw, random_scene, swap
+from ldm.spriteworld.world.scene import draw, random_scene, swap
 
 
 @pytest.fixture

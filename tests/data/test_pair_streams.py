@@ -13,8 +13,8 @@ from PIL import Image
 
 from ldm.config import instantiate_from_config
 from ldm.data.datamodule import PairDataModule
+from ldm.data.order import Streams
 from ldm.data.personalized_edit import PersonalizedEdit
-from ldm.data.stream import Streams
 
 SIZE = 8
 

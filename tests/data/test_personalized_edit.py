@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.data.encoded import EncodedPairs, encode_pairs
 from ldm.data.instructions import INSTANCE_TEMPLATES, check_templates, fill
-from ldm.data.original import OriginalPairs
-from ldm.data.pair_cache import EncodedPairs, encode_pairs
 from ldm.data.personalized_edit import PersonalizedEdit
+from ldm.spriteworld.experiments.original_pairs import OriginalPairs
 
 
 def ramp(width: int, height: int, blue: int = 0) -> np.ndarray:

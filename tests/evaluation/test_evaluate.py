@@ -16,7 +16,9 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 
-from ldm.checkpoint import read_checkpoint, save_checkpoint
+from ldm.checkpoint.read import read_checkpoint
+from ldm.checkpoint.runs import weights_of
+from ldm.checkpoint.save import save_checkpoint
 from ldm.data.images import to_tensor
 from ldm.evaluation import methods as methods_module
 from ldm.evaluation import report
@@ -25,11 +27,10 @@ from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.methods import read_methods
 from ldm.evaluation.report import best_of
 from ldm.evaluation.results import BOUNDS, Record, Results, as_markdown
+from ldm.evaluation.statistics import Interval
 from ldm.evaluation.suites import read_suite
 from ldm.inference.recipe import read_recipe
-from ldm.runs import weights_of
-from ldm.spriteworld.measures import Interval
-from ldm.spriteworld.recogniser import load_recogniser
+from ldm.spriteworld.judging.recogniser import load_recogniser
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data" / "spriteworld"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from ldm.evaluation import metrics
-from ldm.inference.features import Clip, Dino, Lpips, backbones, prepare, weights_hash
+from ldm.models.backbones import Clip, Dino, Lpips, backbones, prepare, weights_hash
 from ldm.modules.text import tokenize
 
 

@@ -15,20 +15,20 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.checkpoint import read_checkpoint, save_checkpoint
+from ldm.checkpoint.read import read_checkpoint
+from ldm.checkpoint.save import save_checkpoint
 from ldm.config import load_config
 from ldm.data.images import to_images
-from ldm.data.latent_pictures import LatentPictures
-from ldm.evaluation import spriteworld as world
-from ldm.evaluation import spriteworld_jobs as jobs
-from ldm.evaluation.edited_latents import LOW_CONTRAST, WEIGHT
 from ldm.inference import auto_cfg
-from ldm.inference.editor import EditSettings
-from ldm.inference.generator import TextSettings
-from ldm.spriteworld import measures as m
-from ldm.spriteworld.dataset import SpritePictures, SpriteTriplets
-from ldm.spriteworld.instructions import KINDS, random_edit
-from ldm.spriteworld.recogniser import accuracy, load_recogniser
+from ldm.inference.settings import EditSettings, TextSettings
+from ldm.spriteworld.experiments import commands as jobs
+from ldm.spriteworld.judging import editor as world
+from ldm.spriteworld.judging import measures as m
+from ldm.spriteworld.judging.recogniser import accuracy, load_recogniser
+from ldm.spriteworld.weights.edited_latents import LOW_CONTRAST, WEIGHT
+from ldm.spriteworld.weights.latent_pictures import LatentPictures
+from ldm.spriteworld.world.dataset import SpritePictures, SpriteTriplets
+from ldm.spriteworld.world.sentences import KINDS, random_edit
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data" / "spriteworld"

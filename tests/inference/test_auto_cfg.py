@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from ldm.data.images import to_images, to_tensor
-from ldm.evaluation.spriteworld import draw_edits, pictures
 from ldm.inference.auto_cfg import Judge, choose_scales, scale_grid, total_steps
 from ldm.inference.edit_job import plan_job, run_job
-from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.editor import ImageEditor
 from ldm.inference.recipe import read_recipe
+from ldm.inference.settings import EditSettings
+from ldm.spriteworld.judging.editor import draw_edits, pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = EditSettings(text_scale=2.5, image_scale=1.5, steps=4, sampler="euler", resolution=64)

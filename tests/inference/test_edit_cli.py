@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image, PngImagePlugin
 
 from ldm import cli
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint.save import save_checkpoint
 from ldm.inference.recipe import KEY, read_recipe
 from tests.conftest import build_tiny, tiny_config
 

@@ -12,14 +12,15 @@ from omegaconf import OmegaConf
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint.save import save_checkpoint
+from ldm.data.images import find_photos
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.inference import recipe as recipe_module
-from ldm.inference.edit_job import find_photos, plan_job, run_job
-from ldm.inference.editor import EditSettings, ImageEditor
-from ldm.inference.generator import TextSettings
+from ldm.inference.edit_job import plan_job, run_job
+from ldm.inference.editor import ImageEditor
 from ldm.inference.masking import soft_mask
 from ldm.inference.recipe import read_recipe
+from ldm.inference.settings import EditSettings, TextSettings
 from tests.conftest import build_tiny, tiny_config
 
 FAST = EditSettings(text_scale=3.0, image_scale=1.5, steps=2, resolution=64, sampler="euler_a")

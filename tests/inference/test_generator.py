@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint.save import save_checkpoint
 from ldm.data.images import to_tensor
+from ldm.dataset_generation.class_images import make_class_images
 from ldm.diffusion.schedule import make_sigmas
-from ldm.inference.generator import ImageGenerator, TextSettings
+from ldm.inference.generator import ImageGenerator
 from ldm.inference.recipe import KEY
-from ldm.inference.text_job import make_class_images, make_pictures
+from ldm.inference.settings import TextSettings
+from ldm.inference.text_job import make_pictures
 from tests.conftest import build_tiny, tiny_config
 
 

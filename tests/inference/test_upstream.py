@@ -12,10 +12,17 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 import ldm.inference.editor as editor_module
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint.diffusers_format import (
+    FIRST_STAGE,
+    UNET,
+    from_diffusers_text,
+    from_diffusers_unet,
+    from_diffusers_vae,
+)
+from ldm.checkpoint.save import save_checkpoint
 from ldm.data import images
-from ldm.diffusers_format import FIRST_STAGE, UNET, from_diffusers_text, from_diffusers_unet, from_diffusers_vae
-from ldm.inference.editor import EditSettings, ImageEditor
+from ldm.inference.editor import ImageEditor
+from ldm.inference.settings import EditSettings
 from ldm.modules.text import tokenize
 from tests.conftest import build_tiny, randomize, tiny_config
 from tests.models.reference import diffusers_unet, diffusers_vae, relative, transformers_text

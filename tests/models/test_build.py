@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint.save import save_checkpoint
+from ldm.cpu.packed import PackedConv2d, can_pack
 from ldm.models import build
-from ldm.models.build import choose_device, load_model
+from ldm.models.build import load_model
+from ldm.models.devices import choose_device
 from ldm.models.export import export
-from ldm.modules.cpu_inference import PackedConv2d, can_pack
 from tests.conftest import tiny_config
 
 

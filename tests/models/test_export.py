@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from transformers import CLIPTextModel
 
-from ldm.checkpoint import read_checkpoint, save_checkpoint
+from ldm.checkpoint.read import read_checkpoint
+from ldm.checkpoint.save import save_checkpoint
 from ldm.config import instantiate_from_config
 from ldm.inference import EditSettings, ImageEditor
 from ldm.models import export as exporting

@@ -3,8 +3,15 @@
 import pytest
 import torch
 
+from ldm.checkpoint.diffusers_format import (
+    FIRST_STAGE,
+    TEXT,
+    UNET,
+    from_diffusers_text,
+    from_diffusers_unet,
+    from_diffusers_vae,
+)
 from ldm.config import instantiate_from_config, load_config
-from ldm.diffusers_format import FIRST_STAGE, TEXT, UNET, from_diffusers_text, from_diffusers_unet, from_diffusers_vae
 from ldm.models.build import CONFIGS
 from tests.conftest import build_tiny, randomize
 from tests.models.reference import diffusers_unet, diffusers_vae, relative, transformers_text

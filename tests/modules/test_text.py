@@ -8,7 +8,7 @@ import torch
 from ldm.config import load_config
 from ldm.models.build import CONFIGS
 from ldm.modules.text import END, START, FrozenCLIPEmbedder, encode_words, fold_tokens, tokenize
-from ldm.spriteworld.instructions import caption, random_edit
+from ldm.spriteworld.world.sentences import caption, random_edit
 
 
 def test_known_token_ids():

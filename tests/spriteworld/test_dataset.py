@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.spriteworld.dataset import CONTRAST, SpritePictures, SpriteTriplets, any_coat, contrast
-from ldm.spriteworld.scene import ANIMALS, COATS, COLOURS, PATTERNS, SUBJECTS, coloured, random_scene
+from ldm.spriteworld.world.dataset import CONTRAST, SpritePictures, SpriteTriplets, any_coat, contrast
+from ldm.spriteworld.world.scene import ANIMALS, COATS, COLOURS, PATTERNS, SUBJECTS, coloured, random_scene
 
 NATURAL = {random_scene(np.random.default_rng(i)).coat for i in range(2000)}
 

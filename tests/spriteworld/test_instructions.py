@@ -5,8 +5,20 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from ldm.spriteworld import instructions
-from ldm.spriteworld.instructions import (
+from ldm.spriteworld.world import sentences as instructions
+from ldm.spriteworld.world.scene import (
+    ANIMALS,
+    COAT_WORDS,
+    COATS,
+    COLOURS,
+    PLACES,
+    Pose,
+    Scene,
+    coloured,
+    draw,
+    random_scene,
+)
+from ldm.spriteworld.world.sentences import (
     DEFAULT_ACCESSORY,
     KINDS,
     NAMED,
@@ -19,7 +31,6 @@ from ldm.spriteworld.instructions import (
     rare_word,
     with_coat,
 )
-from ldm.spriteworld.scene import ANIMALS, COAT_WORDS, COATS, COLOURS, PLACES, Pose, Scene, coloured, draw, random_scene
 
 SCENE = Scene("wolf", Pose("stand", "right", 0.5, 0.88, 1.0), COATS["wolf"][0], "meadow", "day", None, None, 3)
 MAY_CHANGE = {

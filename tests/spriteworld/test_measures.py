@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from ldm.data.images import to_tensor
-from ldm.evaluation.spriteworld import (
+from ldm.models.build import load_model
+from ldm.spriteworld.judging import measures as m
+from ldm.spriteworld.judging.editor import (
     draw_edits,
     figures_of,
     masks,
@@ -21,11 +23,9 @@ from ldm.evaluation.spriteworld import (
     worn_edits,
     worn_figures,
 )
-from ldm.models.build import load_model
-from ldm.spriteworld import measures as m
-from ldm.spriteworld.instructions import KINDS, Edit, with_coat
-from ldm.spriteworld.recogniser import load_recogniser
-from ldm.spriteworld.scene import COATS, draw, random_scene
+from ldm.spriteworld.judging.recogniser import load_recogniser
+from ldm.spriteworld.world.scene import COATS, draw, random_scene
+from ldm.spriteworld.world.sentences import KINDS, Edit, with_coat
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "spriteworld"
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
 from ldm.data.images import to_tensor
-from ldm.spriteworld.places import LAYOUTS, layout, paint
-from ldm.spriteworld.scene import (
+from ldm.spriteworld.world.places import LAYOUTS, layout, paint
+from ldm.spriteworld.world.scene import (
     ANIMALS,
     BACKDROPS,
     COAT_WORDS,
@@ -66,7 +66,7 @@ def shadow_box(scene: Scene) -> np.ndarray:
 def test_the_same_scene_is_the_same_bytes():
     assert draw(SCENE).tobytes() == draw(SCENE).tobytes()
     code = (
-        "import hashlib, numpy as np; from ldm.spriteworld.scene import *; "
+        "import hashlib, numpy as np; from ldm.spriteworld.world.scene import *; "
         "rng = np.random.default_rng(5); h = hashlib.sha256(); "
         "[h.update(draw(random_scene(rng)).tobytes()) for _ in range(12)]; print(h.hexdigest())"
     )

@@ -8,11 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.read import read_checkpoint
 from ldm.config import load_config
 from ldm.data.images import open_rgb, to_tensor
-from ldm.evaluation import subject as subjects
-from ldm.evaluation.spriteworld import (
+from ldm.inference.editor import ImageEditor
+from ldm.inference.generator import ImageGenerator
+from ldm.inference.settings import EditSettings, TextSettings
+from ldm.models.build import CONFIGS, load_model
+from ldm.spriteworld.judging import measures as m
+from ldm.spriteworld.judging import subject as subjects
+from ldm.spriteworld.judging.editor import (
     draw_edits,
     editing,
     first_stage_figures,
@@ -21,13 +26,9 @@ from ldm.evaluation.spriteworld import (
     write_photos,
     write_pictures,
 )
-from ldm.inference.editor import EditSettings, ImageEditor
-from ldm.inference.generator import ImageGenerator, TextSettings
-from ldm.models.build import CONFIGS, load_model
-from ldm.spriteworld import measures as m
-from ldm.spriteworld.instructions import with_coat
-from ldm.spriteworld.recogniser import batch, load_recogniser, train_recognisers
-from ldm.spriteworld.scene import ANIMALS, COATS, SUBJECTS
+from ldm.spriteworld.judging.recogniser import batch, load_recogniser, train_recognisers
+from ldm.spriteworld.world.scene import ANIMALS, COATS, SUBJECTS
+from ldm.spriteworld.world.sentences import with_coat
 from ldm.training.run import DEFAULTS, train
 
 ROOT = Path(__file__).resolve().parents[2]

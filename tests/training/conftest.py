@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint.save import save_checkpoint
 from ldm.config import instantiate_from_config, load_config
 from ldm.models.build import CONFIGS
-from ldm.spriteworld.scene import draw, subject_scene, swap
+from ldm.spriteworld.world.scene import draw, subject_scene, swap
 from ldm.training.run import DEFAULTS
 
 SMALL = [

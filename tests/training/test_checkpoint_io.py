@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.evaluation.benchmark import peak_memory
+from ldm.benchmarks.measure import peak_memory
 from ldm.training.checkpoint_io import DirectCheckpointIO
 
 MIB = 2**20

@@ -10,10 +10,10 @@ from ldm.config import load_config
 from ldm.data.datamodule import PairDataModule
 from ldm.data.pairs import swaps
 from ldm.data.personalized_edit import PersonalizedEdit
-from ldm.evaluation.spriteworld import pictures
-from ldm.evaluation.subject import source_scenes, true_scene
 from ldm.models.build import CONFIGS
-from ldm.spriteworld.scene import swap
+from ldm.spriteworld.judging.editor import pictures
+from ldm.spriteworld.judging.subject import source_scenes, true_scene
+from ldm.spriteworld.world.scene import swap
 from ldm.training import drift
 from ldm.training.run import DEFAULTS, train
 from tests.training.conftest import overrides

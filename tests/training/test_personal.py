@@ -13,12 +13,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.read import read_checkpoint
 from ldm.config import instantiate_from_config, load_config
 from ldm.data.datamodule import PairDataModule, collate
-from ldm.data.pair_cache import EncodedPairs
-from ldm.training.data import encoder_of
+from ldm.data.encoded import EncodedPairs
 from ldm.training.memory import parameter_counts
+from ldm.training.prepare import encoder_of
 from ldm.training.run import train
 from tests.training.conftest import config, overrides
 
@@ -65,7 +65,7 @@ def loss_and_gradients(model, items):
 
 
 def _noise(batch):
-    from ldm.models.steps import BatchNoise
+    from ldm.models.randomness import BatchNoise
 
     return BatchNoise(torch.Generator(), 0, batch["seed"])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.read import read_checkpoint
 from ldm.config import instantiate_from_config, load_config
 from ldm.diffusion.parameterization import to_eps
 from ldm.models.build import CONFIGS, load_model
@@ -52,7 +52,7 @@ def adversarial_config(**training):
     """A first stage with a network of its loss', which is resumed, too."""
     config = first_stage_config(**training)
     config.model.params.lossconfig = {
-        "target": "ldm.modules.discriminator.AdversarialReconstructionLoss",
+        "target": "ldm.modules.first_stage_loss.AdversarialReconstructionLoss",
         "params": {"disc_width": 4, "disc_start": 2, "kl": 1e-3},
     }
     return config
@@ -123,7 +123,7 @@ def test_a_short_training_from_nothing_lowers_the_loss(make, tmp_path):
 
 def test_a_first_stage_learns_and_leaves_a_complete_folder(tmp_path):
     config = first_stage_config(max_steps=20, keep_at=[10, 20], sheet_every=20)
-    config.training.sheet = {"target": "ldm.spriteworld.sheets.ReconstructionSheet", "params": {"scenes": 2}}
+    config.training.sheet = {"target": "ldm.spriteworld.world.grids.ReconstructionSheet", "params": {"scenes": 2}}
     run = train(config, "learns", tmp_path)
     found = losses(run)
     assert sum(found[-5:]) < 0.9 * sum(found[:5])

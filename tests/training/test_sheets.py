@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.read import read_checkpoint
 from ldm.config import load_config
-from ldm.inference.editor import EditSettings
+from ldm.inference.settings import EditSettings
 from ldm.training import sheets
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ from ldm.config import load_config
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_images
 from ldm.data.personalized import PersonalizedImages
-from ldm.evaluation.spriteworld import pictures
 from ldm.models.build import CONFIGS
-from ldm.spriteworld.scene import random_scene, subject_scene
+from ldm.spriteworld.judging.editor import pictures
+from ldm.spriteworld.world.scene import random_scene, subject_scene
 from ldm.training import text_drift
 from ldm.training.run import DEFAULTS, train
 from tests.training.conftest import SMALL

@@ -1,0 +1,71 @@
+"""The class pictures of DreamBooth's prior preservation, made by the frozen model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from ldm.data.images import SUFFIXES, save_image
+from ldm.dataset_generation.gates import Gates, judge
+from ldm.files import replacing
+from ldm.inference.generator import ImageGenerator
+from ldm.inference.recipe import text_recipe
+from ldm.inference.settings import TextSettings
+
+CLASS_NOTE = ".class-images.json"
+
+
+def make_class_images(
+    generator: ImageGenerator,
+    prompt: str,
+    folder: Path,
+    number: int,
+    settings: TextSettings,
+    seed: int,
+    batch_size: int = 1,
+    gates: Gates | None = None,
+) -> list[Path]:
+    """Fill a folder with ``number`` pictures of a class by the frozen model, as DreamBooth's prior preservation asks.
+
+    Stopped and started again it goes on where it was, with the same pictures; blank ones are made again with other
+    seeds. Raises ValueError if the folder holds pictures made in another way, or one stays blank.
+    """
+    gates = gates or Gates()
+    folder.mkdir(parents=True, exist_ok=True)
+    note = {**text_recipe(generator, settings, prompt, seed)}
+    path = folder / CLASS_NOTE
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(note)):
+            raise ValueError(f"'{folder}' holds class images made in another way; choose another --output")
+    elif any(p.suffix.lower() in SUFFIXES for p in folder.iterdir()):
+        raise ValueError(f"'{folder}' holds pictures that were not made here; choose another --output")
+    else:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(note), encoding="utf-8")
+    files = [folder / f"{i:04d}.png" for i in range(number)]
+    missing = [i for i, file in enumerate(files) if not file.is_file()]
+    with tqdm(total=number, initial=number - len(missing), unit="picture", disable=None) as bar:
+        for first in range(0, len(missing), batch_size):
+            todo = missing[first : first + batch_size]
+            for attempt in range(gates.attempts):
+                seeds = [seed + i + 10_000_000 * attempt for i in todo]
+                made = generator.generate([prompt] * len(todo), settings, seeds)
+                good = [k for k, picture in enumerate(made) if not _is_blank(picture, gates)]
+                for k in good:
+                    save_image(made[k], files[todo[k]])
+                bar.update(len(good))
+                todo = [i for k, i in enumerate(todo) if k not in good]
+                if not todo:
+                    break
+            if todo:
+                raise ValueError(
+                    f"“{prompt}” gives blank pictures, {gates.attempts} times over; try another --precision"
+                )
+    return files
+
+
+def _is_blank(picture: Image.Image, gates: Gates) -> bool:
+    return judge(picture, picture, gates).figures["contrast"] < gates.blank

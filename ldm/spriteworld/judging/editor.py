@@ -1,0 +1,321 @@
+"""Measure an editor in the sprite world: fresh scenes, random instructions of every kind, exact answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm.data.contact_sheet import contact_sheet
+from ldm.data.images import to_images, to_tensor
+from ldm.evaluation.statistics import Interval, bootstrap
+from ldm.inference.editor import ImageEditor
+from ldm.inference.settings import EditSettings
+from ldm.spriteworld.judging import measures as m
+from ldm.spriteworld.judging.recogniser import Recogniser
+from ldm.spriteworld.judging.surroundings import surroundings
+from ldm.spriteworld.world.grids import grid
+from ldm.spriteworld.world.scene import COATS, COLOURS, SUBJECTS, Scene, draw, random_scene, subject_mask, subject_scene
+from ldm.spriteworld.world.sentences import KINDS, Edit, caption, random_edit, with_coat, with_word
+
+logger = logging.getLogger(__name__)
+
+Figures = dict[str, Interval]
+WORN = ("collar", "hat")  # what a new animal should still wear
+RIGHT_COLOUR = 15.0  # CIELAB: nearer than this to the true subject's mean colour counts as the right colour
+# dB against the true picture that a place or style edit needs to count as done: more in the styles whose backdrops have
+# less contrast, in which any two pictures are nearer to each other.
+RIGHT_PLACE = {"day": 24.0, "night": 24.0, "grey": 29.0, "sunset": 28.0}
+
+
+def draw_edits(n: int, seed: int, kind: str | None = None) -> list[Edit]:
+    """Return n random edits that no training run draws (their seeds have three parts)."""
+    return [random_edit(np.random.default_rng([seed, i, 77]), kind, rare_share=0) for i in range(n)]
+
+
+def pictures(scenes: list, size: int = 64) -> torch.Tensor:
+    """Return the drawn scenes, ``n 3 h w`` in [-1, 1]."""
+    return to_tensor([draw(scene, size) for scene in scenes])
+
+
+def masks(scenes: list, size: int = 64) -> torch.Tensor:
+    """Return the subjects' coverage, ``n 1 h w`` in [0, 1]."""
+    arrays = np.stack([np.asarray(subject_mask(scene, size), dtype=np.float32) for scene in scenes])
+    return torch.from_numpy(arrays)[:, None] / 255
+
+
+def nearest_coat(x: torch.Tensor, scenes: list[Scene], mask: torch.Tensor) -> torch.Tensor:
+    """Return for each picture the true one in that of its animal's natural coats that comes nearest inside the mask: a
+    class instruction names no coat, so each of them is a right answer. x: ``n 3 h w``; mask: ``n 1 h w``."""
+    most = max(len(COATS[scene.animal]) for scene in scenes)
+    dressed = [
+        pictures([replace(s, coat=COATS[s.animal][min(k, len(COATS[s.animal]) - 1)]) for s in scenes])
+        for k in range(most)
+    ]
+    best = torch.stack([m.masked_psnr(x, answer, mask) for answer in dressed]).argmax(0)
+    return torch.stack(dressed)[best, torch.arange(len(x))]
+
+
+def figures_of(edits: list[Edit], x: torch.Tensor, recogniser: Recogniser, twin: Recogniser) -> Figures:
+    """Return the measures of one kind of edit. x: the edited pictures, ``n 3 h w`` in [-1, 1]."""
+    kind = edits[0].kind
+    sources, targets = [e.source for e in edits], [e.target for e in edits]
+    before, truth, was, will = pictures(sources), pictures(targets), masks(sources), masks(targets)
+    values = {"roughness": m.roughness(x, truth)}
+    if kind == "class":
+        wanted = [scene.animal for scene in targets]
+        for name, judge in (("recognised", recogniser), ("recognised (colour-blind)", twin)):
+            values[name] = torch.tensor([a == b for a, b in zip(judge.animals(x), wanted, strict=True)]).float()
+        values["second subject"] = m.second_subject(x, before, was, will)
+        backdrops = to_tensor([draw(scene, empty=True) for scene in targets])
+        values["incomplete"] = m.incomplete(x, backdrops, was, will)
+        values["roughness inside"] = m.roughness(x, truth, will)
+        near = nearest_coat(x, targets, will)
+        values["inside, nearest coat (dB)"] = m.masked_psnr(x, near, will)
+        values["uncleanness inside"] = m.uncleanness(x, near, will)
+    if kind in ("class", "colour", "accessory"):
+        values["background kept (dB)"] = m.background_psnr(x, before, was, will)
+        distance = m.colour_distance(x, truth, will)
+        values["colour distance"] = distance
+        values["pattern distance"] = m.pattern_distance(x, truth, will)
+        values["right colour"] = (distance < RIGHT_COLOUR).float()
+    if kind in ("place", "style"):
+        exact = m.exact_psnr(x, truth)
+        values["exact (dB)"] = exact
+        enough = torch.tensor([RIGHT_PLACE[scene.style] for scene in targets])
+        values["done"] = (exact > enough).float() * m.nearer_to_truth(x, before, truth)  # and its input left behind
+        wanted = [getattr(e.target, kind) for e in edits]
+        seen = [looks[kind != "place"] for looks in surroundings(x)]
+        values["recognised"] = torch.tensor([a == b for a, b in zip(seen, wanted, strict=True)]).float()
+    if kind == "accessory":
+        # where the true pictures differ: a collar lies on the animal, so its mask hardly changes
+        values["done"] = m.nearer_to_truth(x, before, truth)
+    return {name: bootstrap(value) for name, value in values.items()}
+
+
+def measure(
+    edit: Callable[[torch.Tensor, list[str]], torch.Tensor],
+    recogniser: Recogniser,
+    twin: Recogniser,
+    n: int = 200,
+    seed: int = 1,
+    kinds: Iterable[str] = KINDS,
+) -> dict[str, Figures]:
+    """Return each kind's figures over n fresh scenes.
+
+    edit: from input pictures and instructions to edited pictures: an editor's, or a bound's (the input copied, the
+    truth itself, noise).
+    """
+    found = {}
+    for kind in kinds:
+        edits = draw_edits(n, seed, kind)
+        x = edit(pictures([e.source for e in edits]), [e.instruction for e in edits])
+        found[kind] = figures_of(edits, x, recogniser, twin)
+    return found
+
+
+def with_rare_word(edit: Edit, word: str = "sks") -> str:
+    """Return a class edit's instruction with a word that nobody has taught before the new class, "a sks dog"."""
+    return with_word(edit, word).instruction
+
+
+# Class edits in other words: an identifier should mean nothing until it is taught; a coat that is named should come.
+REWORDED: dict[str, Callable[[Edit], str]] = {
+    'class, "a sks ..."': with_rare_word,
+    "class, its coat named": lambda edit: with_coat(edit).instruction,
+}
+
+
+def reworded_figures(
+    edit: Callable[[torch.Tensor, list[str]], torch.Tensor],
+    recogniser: Recogniser,
+    twin: Recogniser,
+    n: int = 200,
+    seed: int = 1,
+) -> dict[str, Figures]:
+    """Return what the class edits of ``measure`` come to in each of the other words of ``REWORDED``.
+
+    edit: as ``measure`` takes it.
+    """
+    edits, found = draw_edits(n, seed, "class"), {}
+    before = pictures([e.source for e in edits])
+    for name, words in REWORDED.items():
+        figures = figures_of(edits, edit(before, [words(e) for e in edits]), recogniser, twin)
+        kept = ("recognised", "recognised (colour-blind)", "inside, nearest coat (dB)", "right colour")
+        found[name] = {key: figures[key] for key in kept}
+    return found
+
+
+def worn_edits(item: str, n: int, seed: int) -> list[Edit]:
+    """Return the class edits of ``measure``, every animal in an ``item`` ("collar" or "hat") of some colour."""
+    rng = np.random.default_rng([seed, WORN.index(item)])
+    edits, looks = draw_edits(n, seed, "class"), [{item: str(rng.choice(tuple(COLOURS)))} for _ in range(n)]
+    return [
+        replace(e, source=replace(e.source, **look), target=replace(e.target, **look))
+        for e, look in zip(edits, looks, strict=True)
+    ]
+
+
+def kept_figures(edits: list[Edit], x: torch.Tensor, item: str) -> Figures:
+    """Return how often a class edit keeps the ``item`` that the animal wears: where it is, the picture is nearer to the
+    true one than to the true one without it. edits: ``worn_edits``'; x: the answers, ``n 3 h w`` in [-1, 1]."""
+    bare, truth = pictures([replace(e.target, **{item: None}) for e in edits]), pictures([e.target for e in edits])
+    return {"kept": bootstrap(m.nearer_to_truth(x, bare, truth))}
+
+
+def worn_figures(
+    edit: Callable[[torch.Tensor, list[str]], torch.Tensor], n: int = 200, seed: int = 1
+) -> dict[str, Figures]:
+    """Return how often a class edit keeps the collar, or the hat, that the animal wears (``kept_figures``).
+
+    edit: as ``measure`` takes it.
+    """
+    found = {}
+    for item in WORN:
+        edits = worn_edits(item, n, seed)
+        x = edit(pictures([e.source for e in edits]), [e.instruction for e in edits])
+        found[f"class, in a {item}"] = kept_figures(edits, x, item)
+    return found
+
+
+def calibration(
+    reconstruct: Callable[[torch.Tensor], torch.Tensor],
+    recogniser: Recogniser,
+    twin: Recogniser,
+    n: int = 200,
+    seed: int = 1,
+) -> dict[str, dict[str, Figures]]:
+    """Return what every measure says of answers that need no editor, kind by kind: the true picture, the true picture
+    through a first stage, the input copied, and noise.
+
+    reconstruct: a first stage, there and back, of pictures ``b 3 h w`` in [-1, 1].
+    """
+
+    def told(edits: list[Edit], figures: Callable[[list[Edit], torch.Tensor], Figures]) -> dict[str, Figures]:
+        before, truth = (pictures([getattr(e, side) for e in edits]) for side in ("source", "target"))
+        answers = {
+            "truth": truth,
+            "truth through the first stage": torch.cat([reconstruct(part) for part in truth.split(50)]).clamp(-1, 1),
+            "input copied": before,
+            "noise": torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1,
+        }
+        return {name: figures(edits, x) for name, x in answers.items()}
+
+    judged = partial(figures_of, recogniser=recogniser, twin=twin)
+    found = {kind: told(draw_edits(n, seed, kind), judged) for kind in KINDS}
+    for item in WORN:
+        found[f"class, in a {item}"] = told(worn_edits(item, n, seed), partial(kept_figures, item=item))
+    return found
+
+
+def draw_captions(n: int, seed: int) -> tuple[list[Scene], list[str]]:
+    """Return n random scenes that no training run draws, with a caption each."""
+    found = []
+    for i in range(n):
+        rng = np.random.default_rng([seed, i, 84])
+        scene = random_scene(rng)
+        found.append((scene, caption(scene, rng, rare_share=0)))
+    return [scene for scene, _ in found], [text for _, text in found]
+
+
+def text_figures(x: torch.Tensor, scenes: list[Scene], recogniser: Recogniser, twin: Recogniser) -> Figures:
+    """Return the measures of pictures made from captions: whether animal, place and style are those of the scenes.
+    x: the pictures, ``n 3 h w`` in [-1, 1]."""
+    looks, right = surroundings(x), {}
+    for name, judge in (("animal recognised", recogniser), ("animal recognised (colour-blind)", twin)):
+        right[name] = [a == scene.animal for a, scene in zip(judge.animals(x), scenes, strict=True)]
+    right["place recognised"] = [place == scene.place for (place, _), scene in zip(looks, scenes, strict=True)]
+    right["style recognised"] = [style == scene.style for (_, style), scene in zip(looks, scenes, strict=True)]
+    return {name: bootstrap(torch.tensor(values).float()) for name, values in right.items()}
+
+
+def editing(editor: ImageEditor, settings: EditSettings, batch_size: int = 50) -> Callable:
+    """Return an editor as ``measure`` wants it; picture i has seed i."""
+
+    def edit(x: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        parts = []
+        for i in range(0, len(x), batch_size):
+            part = x[i : i + batch_size]
+            parts.append(editor.sample(part, texts[i : i + batch_size], settings, range(i, i + len(part))).cpu())
+        return torch.cat(parts).clamp(-1, 1)
+
+    return edit
+
+
+def first_stage_figures(reconstruct: Callable[[torch.Tensor], torch.Tensor], n: int = 200, seed: int = 2) -> Figures:
+    """Return what a first stage loses: PSNR of everything, inside the animals, and inside the subjects."""
+    plain = [random_scene(np.random.default_rng([seed, i, 78])) for i in range(n)]
+    names = list(SUBJECTS)
+    subjects = [subject_scene(np.random.default_rng([seed, i, 79]), names[i % len(names)]) for i in range(n)]
+    found = {}
+    for title, scenes in (("animals", plain), ("subjects", subjects)):
+        x, mask = pictures(scenes), masks(scenes)
+        back = torch.cat([reconstruct(part) for part in x.split(50)]).clamp(-1, 1)
+        found[f"{title}: inside the mask (dB)"] = bootstrap(m.masked_psnr(back, x, mask))
+        found[f"{title}: whole picture (dB)"] = bootstrap(m.exact_psnr(back, x))
+        found[f"{title}: roughness inside"] = bootstrap(m.roughness(back, x, mask))
+    return found
+
+
+def table(found: dict[str, Figures]) -> str:
+    """Return figures as a Markdown table."""
+    lines = ["| edit | measure | mean | 95 % interval | n |", "|---|---|---|---|---|"]
+    for kind, figures in found.items():
+        for name, v in figures.items():
+            span = f"{v.low:.3g} to {v.high:.3g}" if v.known else ""
+            lines.append(f"| {kind} | {name} | {v.mean:.3g} | {span} | {v.n} |")
+    return "\n".join(lines)
+
+
+def calibration_table(found: dict[str, dict[str, Figures]]) -> str:
+    """Return what ``calibration`` found as a Markdown table: a row a measure, a column an answer."""
+    answers = list(next(iter(found.values())))
+    lines = [f"| edit | measure | {' | '.join(answers)} |", "|---|---|" + "---|" * len(answers)]
+    for kind, by_answer in found.items():
+        for name in by_answer[answers[0]]:
+            cells = " | ".join(str(by_answer[answer][name]) for answer in answers)
+            lines.append(f"| {kind} | {name} | {cells} |")
+    return "\n".join(lines)
+
+
+def edit_sheet(edit: Callable, n: int = 60, seed: int = 1, columns: int = 5, size: int = 64) -> Image.Image:
+    """Return uncurated edits in random order of kinds: input and result side by side, the instruction below them.
+
+    edit: as ``measure`` takes it; size: of a picture, in pixels (the sheet shows it twice as large).
+    """
+    edits = [random_edit(np.random.default_rng([seed, i, 80]), rare_share=0) for i in range(n)]
+    x = pictures([e.source for e in edits], size)
+    texts = [e.instruction for e in edits]
+    pairs = [grid([[a], [b]], scale=1, gap=2) for a, b in zip(to_images(x), to_images(edit(x, texts)), strict=True)]
+    rows = [slice(i, i + columns) for i in range(0, n, columns)]
+    cell = 2 * pairs[0].width
+    return contact_sheet([pairs[row] for row in rows], cell=cell, captions=[texts[row] for row in rows])
+
+
+def write_photos(folder: Path, name: str, n: int = 12, size: int = 64) -> list[Path]:
+    """Write a subject's photos ``01.png`` to ``n.png``: different places and poses, by day. Returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i in range(n):
+        rng = np.random.default_rng([sum(map(ord, name)), i, 81])
+        scene = subject_scene(rng, name, style="day", hat=None)
+        paths.append(folder / f"{i + 1:02d}.png")
+        draw(scene, size).save(paths[-1])
+    return paths
+
+
+def write_pictures(folder: Path, animal: str, n: int = 12, size: int = 64) -> list[Path]:
+    """Write pictures ``01.png`` to ``n.png`` of an animal in its natural coats, by day. Returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i in range(n):
+        rng = np.random.default_rng([sum(map(ord, animal)), i, 83])
+        paths.append(folder / f"{i + 1:02d}.png")
+        draw(random_scene(rng, animal=animal, style="day", hat=None, collar=None), size).save(paths[-1])
+    return paths

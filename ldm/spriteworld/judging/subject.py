@@ -1,0 +1,122 @@
+"""Measure what an editor knows of one sprite-world subject, and what it has forgotten or confuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm.data.contact_sheet import contact_sheet
+from ldm.data.images import open_rgb, to_images, to_tensor
+from ldm.data.instructions import INSTANCE_TEMPLATES, REGULARIZATION_TEMPLATES, fill
+from ldm.evaluation.statistics import bootstrap
+from ldm.spriteworld.judging import measures as m
+from ldm.spriteworld.judging.editor import Figures, masks, measure, pictures
+from ldm.spriteworld.judging.recogniser import Recogniser
+from ldm.spriteworld.world.scene import ANIMALS, SUBJECTS, Scene, draw, random_scene, swap
+
+Edit = Callable[[torch.Tensor, list[str]], torch.Tensor]
+
+# The figure of each kind of edit that stands for the kind in comparisons with the frozen editor.
+KEPT = {"class": "recognised", "place": "done", "style": "done", "colour": "right colour"}
+
+
+def source_scenes(source: str, n: int, seed: int) -> list[Scene]:
+    """Return n fresh scenes with an animal of the source class, by day, without hat or collar."""
+    fixed = {"animal": source, "style": "day", "hat": None, "collar": None}
+    return [random_scene(np.random.default_rng([seed, i, 82]), **fixed) for i in range(n)]
+
+
+def true_scene(scene: Scene, subject: str) -> Scene:
+    """Return the exact answer to "replace it with the subject"."""
+    known = SUBJECTS[subject]
+    return replace(swap(scene, known.class_word, known.coat), collar=known.collar, hat=None)
+
+
+def unseen_sources(subject: str, trained: Sequence[str]) -> list[str]:
+    """Return the animals that are neither the subject's class nor among the trained source words."""
+    return [animal for animal in ANIMALS if animal != SUBJECTS[subject].class_word and animal not in trained]
+
+
+def subject_figures(
+    edit: Edit,
+    subject: str,
+    recogniser: Recogniser,
+    photos: torch.Tensor,
+    trained: Sequence[str] = ("wolf",),
+    identifier: str = "sks",
+    n: int = 100,
+    seed: int = 1,
+) -> tuple[Figures, float]:
+    """Return an editor's figures about one subject, and the diversity of its plain class pictures.
+
+    photos: the training photos, ``k 3 h w``; trained: source words of the training pairs; identifier: "" asks for the
+    plain class only. Every figure is over n fresh scenes.
+    """
+    word = SUBJECTS[subject].class_word
+    found: Figures = {}
+    unseen = unseen_sources(subject, trained)
+    for title, sources in (("trained source", list(trained)), ("unseen source", unseen)):
+        scenes = [s for k, source in enumerate(sources) for s in source_scenes(source, -(-n // len(sources)), seed + k)]
+        scenes = scenes[:n]
+        before, truth = pictures(scenes), pictures([true_scene(s, subject) for s in scenes])
+        was, will = masks(scenes), masks([true_scene(s, subject) for s in scenes])
+        empty = to_tensor([draw(s, empty=True) for s in scenes])
+        texts = [fill(INSTANCE_TEMPLATES[0], identifier, word, s.animal) for s in scenes]
+        x = edit(before, texts)
+        found |= {
+            f"{title}: subject recognised": bootstrap(recogniser.is_subject(x, subject).float()),
+            f"{title}: colour distance": bootstrap(m.colour_distance(x, truth, will)),
+            f"{title}: pattern distance": bootstrap(m.pattern_distance(x, truth, will)),
+            f"{title}: background kept (dB)": bootstrap(m.background_psnr(x, before, was, will)),
+            f"{title}: training background": bootstrap(m.training_background(x, before, photos, was, will)),
+            f"{title}: second subject": bootstrap(m.second_subject(x, before, was, will)),
+            f"{title}: incomplete edit": bootstrap(m.incomplete(x, empty, was, will)),
+            f"{title}: roughness": bootstrap(m.roughness(x, truth)),
+        }
+    scenes = [
+        s for k, source in enumerate(trained) for s in source_scenes(source, -(-n // len(trained)), seed + 50 + k)
+    ]
+    scenes = scenes[:n]
+    before, was = pictures(scenes), masks(scenes)
+    will = masks([true_scene(s, subject) for s in scenes])
+    x = edit(before, [fill(REGULARIZATION_TEMPLATES[0], "", word, s.animal) for s in scenes])
+    found["plain class: leak of the subject"] = bootstrap(recogniser.is_subject(x, subject).float())
+    animals = recogniser.animals(x)
+    found["plain class: recognised"] = bootstrap(torch.tensor([a == word for a in animals]).float())
+    found["plain class: background kept (dB)"] = bootstrap(m.background_psnr(x, before, was, will))
+    return found, m.diversity(x, will)
+
+
+def kept_figures(edit: Edit, recogniser: Recogniser, twin: Recogniser, n: int = 100, seed: int = 1) -> Figures:
+    """Return how well the general edits are done: one figure a kind, over n fresh scenes each."""
+    found = measure(edit, recogniser, twin, n, seed, KEPT)
+    return {f"{kind}: {name}": found[kind][name] for kind, name in KEPT.items()}
+
+
+def training_photos(folder: Path) -> torch.Tensor:
+    """Return a subject's photos, ``k 3 h w`` in [-1, 1]."""
+    return to_tensor([open_rgb(path) for path in sorted(folder.glob("*.png"))])
+
+
+def results_sheet(
+    edits: dict[str, tuple[Edit, str]], subject: str, sources: Sequence[str], rows: int = 8, seed: int = 1
+) -> Image.Image:
+    """Return a sheet of new pictures: the input, what each editor makes of it, and the truth.
+
+    edits: title -> (editor, identifier that it is asked with).
+    """
+    word = SUBJECTS[subject].class_word
+    scenes = [source_scenes(sources[i % len(sources)], i // len(sources) + 1, seed + 90)[-1] for i in range(rows)]
+    before = pictures(scenes)
+    columns = [to_images(before)]
+    for edit, identifier in edits.values():
+        texts = [fill(INSTANCE_TEMPLATES[0], identifier, word, s.animal) for s in scenes]
+        columns.append(to_images(edit(before, texts)))
+    columns.append(to_images(pictures([true_scene(s, subject) for s in scenes])))
+    labels = ["input", *edits, "truth"]
+    return contact_sheet(list(zip(*columns, strict=True)), column_labels=labels, cell=128)

@@ -1,0 +1,42 @@
+"""One ``metrics.csv`` for a run, however often it was stopped: Lightning's logger begins an empty one at each start."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from ldm.files import replacing
+
+NAME = "metrics.csv"
+
+
+def set_aside(folder: Path) -> None:
+    """Put the rows of the run's earlier part out of the new logger's way."""
+    path = folder / NAME
+    if path.is_file():
+        path.rename(folder / f"part-{len(_parts(folder)):04d}.csv")
+
+
+def merge(folder: Path) -> None:
+    """Make one file of all parts. Of steps that were done again after a resume the later rows count."""
+    parts = [*_parts(folder), *([folder / NAME] if (folder / NAME).is_file() else [])]
+    if len(parts) < 2:
+        return
+    rows: list[dict[str, str]] = []
+    for path in parts:
+        with open(path, newline="") as file:
+            found = list(csv.DictReader(file))
+        begun = min((int(row["step"]) for row in found), default=None)
+        if begun is not None:
+            rows = [row for row in rows if int(row["step"]) < begun] + found
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with replacing(folder / NAME) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    for path in _parts(folder):
+        path.unlink()
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.csv"))
