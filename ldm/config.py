@@ -1,7 +1,8 @@
-"""Configs: YAML with ``base:``, dotlist overrides, and objects made from ``target`` + ``params``.
+"""Configs: YAML with ``base:``, dotlist overrides, objects made from ``target`` + ``params``, and settings with types.
 
 An upstream CompVis, DreamBooth or InstructPix2Pix YAML loads unmodified: ``ALIASES`` maps its class paths to ours,
-``NO_EFFECT`` lists its parameters that mean nothing here.
+``NO_EFFECT`` lists its parameters that mean nothing here. ``FLAT`` maps parameters that once stood by themselves to the
+node that holds them now, wherever they come from: files, overrides, run folders, weights.
 """
 
 from __future__ import annotations
@@ -10,13 +11,19 @@ import difflib
 import importlib
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from ldm.errors import MissingFileError, MissingPackageError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +89,25 @@ NO_EFFECT = {
     "ldm.data.edit_dataset.EditDataset": {"cache_dir"},
 }
 
+# Parameters of LatentDiffusion that once stood by themselves -> the node of its parameters that holds them now.
+FLAT = dict.fromkeys(
+    (
+        "loss_type",
+        "reg_weight",
+        "dropout_text",
+        "dropout_image",
+        "dropout_both",
+        "dropped_weight",
+        "min_snr_gamma",
+        "snr_offset",
+        "offset_noise",
+        "t_power",
+        "change_weight",
+        "dream_detail_preservation",
+    ),
+    "objective_config",
+)
+
 EXTRAS = {"bitsandbytes": "adam8bit"}  # packages that an extra of this project installs
 
 
@@ -94,16 +120,18 @@ def load_config(
     lists it for its section (keys that a section may have beside those that the file sets).
     Raises FileNotFoundError for a missing file; ValueError for text that is no YAML mapping, or an unknown key.
     """
-    config = _read(Path(path), ())
+    config, changes = _read(Path(path), ()), []
     for text in overrides:
-        key, sign, _ = text.partition("=")
+        key, sign, value = text.partition("=")
         if not sign:
-            raise ValueError(f"override '{text}' is not of the form key=value")
+            raise UserError(f"override '{text}' is not of the form key=value")
+        key = _placed_key(key)
         _check_key(config, key, also or {})
+        changes.append(f"{key}={value}")
     try:
-        return OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+        return OmegaConf.merge(config, OmegaConf.from_dotlist(changes))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ValueError(f"cannot apply overrides {list(overrides)} to {path}: {_first_line(error)}") from error
+        raise UserError(f"cannot apply overrides {list(overrides)} to {path}: {_first_line(error)}") from error
 
 
 def anchored(config: DictConfig, root: Path) -> DictConfig:
@@ -121,19 +149,20 @@ def anchored(config: DictConfig, root: Path) -> DictConfig:
 
 def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     if not path.is_file():
-        raise FileNotFoundError(f"config '{path}' does not exist")
+        raise MissingFileError(f"config '{path}' does not exist")
     if path.resolve() in seen:
-        raise ValueError(f"config '{path}' is its own base")
+        raise UserError(f"config '{path}' is its own base")
     try:
         config = OmegaConf.load(path)
     except Exception as error:  # yaml's errors share no public base with OmegaConf's
-        raise ValueError(f"config '{path}' is not readable YAML: {_first_line(error)}") from error
+        raise UserError(f"config '{path}' is not readable YAML: {_first_line(error)}") from error
     if not isinstance(config, DictConfig):
-        raise ValueError(f"config '{path}' must be a mapping of keys to values")
+        raise UserError(f"config '{path}' must be a mapping of keys to values")
+    config = OmegaConf.create(with_flat_placed(OmegaConf.to_container(config, resolve=False)))
     bases = config.pop("base", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if (not OmegaConf.is_list(bases) and not isinstance(bases, list)) or any(not isinstance(b, str) for b in bases):
-        raise ValueError(f"config '{path}': base must be a path or a list of paths")
+        raise UserError(f"config '{path}': base must be a path or a list of paths")
     merged = OmegaConf.create()
     for base in bases:
         merged = OmegaConf.merge(merged, _read(path.parent / base, (*seen, path.resolve())))
@@ -151,11 +180,163 @@ def _check_key(config: DictConfig, dotted: str, also: Mapping[str, Iterable[str]
             if part not in node and part in more:
                 return
             if part not in node:
-                raise ValueError(f"unknown key '{dotted}'{nearest(part, [str(k) for k in node] + more)}")
+                raise UserError(f"unknown key '{dotted}'{nearest(part, [str(k) for k in node] + more)}")
             node = node[part]
         else:
-            raise ValueError(f"unknown key '{dotted}': '{'.'.join(walked)}' is a value, it has no keys")
+            raise UserError(f"unknown key '{dotted}': '{'.'.join(walked)}' is a value, it has no keys")
         walked.append(part)
+
+
+def with_flat_placed(config: Any) -> Any:
+    """Return a whole config (plain containers) with the parameters of ``model`` that ``FLAT`` names in their node."""
+    model = config.get("model") if isinstance(config, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(model.get("params"), Mapping):
+        return config
+    target = model.get("target")
+    if isinstance(target, str) and resolve_alias(target) != _LATENT_DIFFUSION:
+        return config
+    return {**config, "model": {**model, "params": _with_flat_placed(model["params"])}}
+
+
+def _with_flat_placed(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a LatentDiffusion's parameters with the flat ones in their node; a flat one wins."""
+    flat = {key: value for key, value in params.items() if key in FLAT}
+    placed = {key: value for key, value in params.items() if key not in FLAT}
+    for node in {FLAT[key] for key in flat}:
+        placed[node] = {**(placed.get(node) or {}), **{k: v for k, v in flat.items() if FLAT[k] == node}}
+    return placed
+
+
+def as_written_today(config: Any) -> Any:
+    """Return a whole config (plain containers) with every target's path of today and flat parameters in their node, so
+    that configs written at different times can be compared."""
+
+    def renamed(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {
+                k: resolve_alias(v) if k == "target" and isinstance(v, str) else renamed(v) for k, v in node.items()
+            }
+        return [renamed(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+    return with_flat_placed(renamed(config))
+
+
+def _placed_key(dotted: str) -> str:
+    """Return the key that an override means: of a flat parameter the one in its node."""
+    before, _, last = dotted.rpartition(".")
+    return f"{before}.{FLAT[last]}.{last}" if before == "model.params" and last in FLAT else dotted
+
+
+S = TypeVar("S")
+# What a value of a type is called in a message, and the types that it may have.
+KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("words (in quotes, if they look like something else)", (str,)),
+    list: ("a list", (list, tuple)),
+    tuple: ("a list", (list, tuple)),
+    dict: ("names and values", (dict,)),
+}
+
+
+def settings(cls: type[S], node: Any, where: str) -> S:
+    """Return the settings (a dataclass that checks its own ranges) that a config's node describes.
+
+    where: the node's place as a message names it, like "training". Raises UserError for an unknown key (naming the
+    nearest known one), a missing one, a value of another type, and for what the dataclass itself refuses.
+    """
+    given = typed(cls, node, where)
+    needed = [f.name for f in fields(cls) if _is_needed(f) and f.name not in given]  # type: ignore[arg-type]
+    if needed:
+        raise UserError(f"{where} lacks {', '.join(needed)}")
+    return cls(**given)
+
+
+def typed(cls: type, node: Any, where: str) -> dict[str, Any]:
+    """Return the fields of a dataclass that a node gives, each of its declared type; raises as ``settings`` does."""
+    node = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if node is None:
+        return {}
+    check_keys(node, [f.name for f in fields(cls)], where)
+    hints = typing.get_type_hints(cls)
+    return {key: _converted(hints[key], value, f"{where}.{key}") for key, value in node.items()}
+
+
+def check_keys(node: Any, known: Iterable[str], where: str) -> None:
+    """Raise UserError if a node is no mapping, or has a key that is not known (naming the nearest known one)."""
+    if not isinstance(node, Mapping):
+        raise UserError(f"{where} should hold names and values, found {node!r}"[:200])
+    known = list(known)
+    for key in node:
+        if key not in known:
+            raise UserError(f"unknown key '{where}.{key}'{nearest(str(key), known)}")
+
+
+def check_type(hint: Any, value: Any, where: str) -> None:
+    """Raise UserError for a value that is not of a declared type, as far as that is plain (numbers, words, lists)."""
+    if not _fits(hint, value):
+        wanted = " or ".join(dict.fromkeys(_called(part) for part in _alternatives(hint)))
+        raise UserError(f"{where} is {value!r}; expected {wanted}"[:300])
+
+
+def _converted(hint: Any, value: Any, where: str) -> Any:
+    """Return a value as its type has it (lists where tuples are declared become those). Raises UserError."""
+    check_type(hint, value, where)
+    if isinstance(value, list) and any(_plain(part) is tuple for part in _alternatives(hint)):
+        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if type(value) is int and float in [_plain(part) for part in _alternatives(hint)]:
+        return float(value) if int not in [_plain(part) for part in _alternatives(hint)] else value
+    return value
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _plain(hint: Any) -> Any:
+    """The type behind a hint: list of list[int], tuple of Sequence[str] (which YAML writes as a list)."""
+    origin = typing.get_origin(hint) or hint
+    if origin is Mapping:
+        return dict
+    return list if origin is Sequence else origin
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    return any(_fits_one(part, value) for part in _alternatives(hint))
+
+
+def _fits_one(hint: Any, value: Any) -> bool:
+    if hint in (None, type(None)):
+        return value is None
+    plain = _plain(hint)
+    if plain not in KINDS:
+        return True  # what is no plain type is checked by whoever takes it
+    if not isinstance(value, KINDS[plain][1]) or (plain is not bool and isinstance(value, bool)):
+        return False
+    inner = typing.get_args(hint)
+    if plain is tuple and inner and Ellipsis not in inner:
+        return len(value) == len(inner) and all(_fits(part, v) for part, v in zip(inner, value, strict=True))
+    if plain in (list, tuple) and inner:
+        return all(_fits(inner[0], v) for v in value)
+    return True
+
+
+def _called(hint: Any) -> str:
+    if hint in (None, type(None)):
+        return "null"
+    plain, inner = _plain(hint), [part for part in typing.get_args(hint) if part is not Ellipsis]
+    name = KINDS[plain][0] if plain in KINDS else getattr(plain, "__name__", str(plain))
+    if plain in (list, tuple) and inner and _plain(inner[0]) in KINDS:
+        several = {int: "whole numbers", float: "numbers", str: "words"}.get(_plain(inner[0]), "such values")
+        return f"a list of {len(inner)} {several}" if plain is tuple and len(inner) > 1 else f"a list of {several}"
+    return name
+
+
+def _is_needed(field: Any) -> bool:
+    import dataclasses
+
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -167,7 +348,7 @@ def nearest(word: str, known: list[str]) -> str:
 def resolve_alias(target: Any) -> str:
     """Return our dotted path for a target, which may be upstream's. Raises ValueError for what is no text."""
     if not isinstance(target, str):
-        raise ValueError(f"target must be a dotted path, found {target!r}"[:200])
+        raise UserError(f"target must be a dotted path, found {target!r}"[:200])
     target = target.removeprefix(_OLD_FOLDER)
     return ALIASES.get(target, target)
 
@@ -179,7 +360,7 @@ def get_class(target: str) -> Any:
     """
     module_name, _, name = resolve_alias(target).rpartition(".")
     if not all(part.isidentifier() for part in f"{module_name}.{name}".split(".")):
-        raise ValueError(f"target '{target}' is not a dotted path like package.module.Class")
+        raise UserError(f"target '{target}' is not a dotted path like package.module.Class")
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ModuleNotFoundError, AttributeError) as error:
@@ -187,10 +368,10 @@ def get_class(target: str) -> Any:
             raise  # the target exists, but something that it needs is not installed
         package = module_name.split(".")[0]
         if package in EXTRAS:
-            raise ImportError(
+            raise MissingPackageError(
                 f"'{target}' needs the package {package}: pip install 'instruct2dream[{EXTRAS[package]}]'"
             ) from error
-        raise ValueError(f"target '{target}' does not exist ({error})") from error
+        raise UserError(f"target '{target}' does not exist ({error})") from error
 
 
 def instantiate_from_config(node: Any, **extra: Any) -> Any:
@@ -201,30 +382,42 @@ def instantiate_from_config(node: Any, **extra: Any) -> Any:
     """
     node = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(node, Mapping) or "target" not in node:
-        raise ValueError(f"expected a mapping with 'target' (and 'params'), found {node!r}"[:300])
+        raise UserError(f"expected a mapping with 'target' (and 'params'), found {node!r}"[:300])
     unknown = set(node) - {"target", "params"} - ({"base_learning_rate"} if "params" in node else set())
     if unknown:
         key = sorted(unknown)[0]
-        raise ValueError(f"unknown key '{key}' beside target '{node['target']}'{nearest(key, ['target', 'params'])}")
+        raise UserError(f"unknown key '{key}' beside target '{node['target']}'{nearest(key, ['target', 'params'])}")
     factory = get_class(node["target"])
     if not callable(factory) or inspect.ismodule(factory):
-        raise ValueError(f"target '{node['target']}' is no class that could be built")
+        raise UserError(f"target '{node['target']}' is no class that could be built")
     params = node.get("params") or {}
     if not isinstance(params, Mapping):
-        raise ValueError(
+        raise UserError(
             f"the params of '{node['target']}' must be a mapping of names to values, found {params!r}"[:300]
         )
+    if resolve_alias(node["target"]) == _LATENT_DIFFUSION:
+        params = _with_flat_placed(params)
     try:
-        return factory(**_checked(factory, node["target"], {**params, **extra}))
-    except (ValueError, OSError, ImportError, MemoryError):
+        return factory(**_checked(factory, node["target"], params, extra))
+    except (UserError, OSError, MemoryError):
         raise
-    except Exception as error:  # a value that the class cannot use: every library has errors of its own for that
-        if "memory" in str(error):
+    except Exception as error:  # a value that a library cannot use: each has errors of its own for that
+        if "memory" in str(error) or _is_ours(error):
             raise
-        raise ValueError(f"{node['target']} cannot be built from its params: {_first_line(error)}") from error
+        raise UserError(f"{node['target']} cannot be built from its params: {_first_line(error)}") from error
 
 
-def _checked(factory: Any, target: str, params: dict[str, Any]) -> dict[str, Any]:
+def _is_ours(error: Exception) -> bool:
+    """Whether an exception was raised by a line of this package: then it is a bug, to be seen with its traceback."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+
+
+def _checked(factory: Any, target: str, given: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that a class takes; those of a config (``given``) are held against their declared types."""
+    params = {**given, **extra}
     idle = NO_EFFECT.get(resolve_alias(target), set()) & set(params)
     if idle:
         logger.debug("%s: without effect here: %s", target, ", ".join(sorted(idle)))
@@ -237,14 +430,28 @@ def _checked(factory: Any, target: str, params: dict[str, Any]) -> dict[str, Any
     if any(p.kind is p.VAR_KEYWORD for p in accepted):
         return params
     names = [p.name for p in accepted if p.name != "self"]
-    for key in params:
+    hints = _hints(factory)
+    for key, value in params.items():
         if key not in names:
-            raise ValueError(f"{target} has no parameter '{key}'{nearest(key, names)}")
+            raise UserError(f"{target} has no parameter '{key}'{nearest(key, names)}")
+        if key in hints and key not in extra:
+            check_type(hints[key], value, f"{target}: {key}")
     missing = [p.name for p in accepted if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
     missing = [name for name in missing if name not in params]
     if missing:
-        raise ValueError(f"{target} needs the parameter(s) {', '.join(missing)}")
+        raise UserError(f"{target} needs the parameter(s) {', '.join(missing)}")
     return params
+
+
+def _hints(factory: Any) -> dict[str, Any]:
+    """The declared types of a class of ours; none of others', which may convert what they are given."""
+    if not getattr(factory, "__module__", "").startswith("ldm."):
+        return {}
+    owner = sys.modules[factory.__module__]
+    try:
+        return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, vars(owner))
+    except (NameError, TypeError, AttributeError):
+        return {}
 
 
 def _first_line(error: Exception) -> str:

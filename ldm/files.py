@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from ldm.errors import MissingFileError, UserError
 
 
 @contextmanager
@@ -47,6 +51,48 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def picture_hash(path: Path) -> str:
-    """Return 16 hex digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def content_hash(content: bytes | str) -> str:
+    """Return 16 hex digits of the SHA-256 of bytes, or of a text as UTF-8."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """Return the ``content_hash`` of a whole file."""
+    return content_hash(path.read_bytes())
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file holds (UTF-8, with or without a byte order mark).
+
+    Raises MissingFileError if it is not there, UserError (which names it) if it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"'{path}' does not exist")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"'{path}' is no JSON that can be read ({error})") from error
+
+
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write JSON whole or not at all. indent: spaces, None for one line."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent, ensure_ascii=False), encoding="utf-8")
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise UserError now if a file at ``path`` could not be written later (nothing is left behind)."""
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    probe = folder / f".{Path(path).name}.probe.tmp"
+    try:
+        if not folder.is_dir():
+            raise NotADirectoryError(20, f"'{folder}' is not a folder")
+        if Path(path).is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write '{path}' ({error.strerror or error})") from error

@@ -1,29 +1,25 @@
 """Train and measure every variant that a YAML file names, over subjects and seeds; keep a table and a plot."""
 
-import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from ldm import cli  # noqa: E402
+from ldm import cli
+from ldm.project import LOGS, ROOT
 
 
-def parse() -> argparse.Namespace:
+def parser() -> cli.Parser:
     p = cli.Parser(prog="ablate.py", description=__doc__)
     p.add_argument("ablations", type=Path, help="YAML, such as configs/spriteworld/ablations.yaml")
     p.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for the table and the plot")
     p.add_argument("--work", type=Path, help="data and runs: kept, gone on with; default: logs/<YAML's name>")
     p.add_argument("--processes", type=int, default=1, help="trainings at once, on as many parts of the CPU's cores")
-    return p.parse_args()
+    return p
 
 
 def main() -> int:
-    args = parse()
+    args = parser().parse_args()
     from ldm.spriteworld.experiments.ablation import read_ablation, run_ablation
 
-    work = args.work or ROOT / "logs" / args.ablations.stem
+    work = args.work or LOGS / args.ablations.stem
     name = args.ablations.stem
     print(run_ablation(read_ablation(args.ablations), ROOT, work, args.output, name, args.processes))
     return 0

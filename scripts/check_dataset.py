@@ -1,15 +1,11 @@
 """Look over pairs before training: files, sizes, duplicates, alignment, identifier, and what the model sees."""
 
-import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm import cli
 
 
-def parse() -> argparse.Namespace:
+def parser() -> cli.Parser:
     p = cli.Parser(prog="check_dataset.py", description=__doc__)
     p.add_argument("folder", type=Path, help="what generate_dataset.sh made, or a folder of pairs")
     p.add_argument("--identifier", default="sks")
@@ -17,14 +13,15 @@ def parse() -> argparse.Namespace:
     p.add_argument("--source-word", help="what it replaces; default: the manifest's")
     p.add_argument("--size", type=int, default=256, help="pixels that training sees")
     p.add_argument("--sheet", type=Path, help="where the sheet goes; default: FOLDER/training-view.png")
-    return p.parse_args()
+    return p
 
 
 def main() -> int:
-    args = parse()
-    from ldm.data.check import check_dataset
+    args = parser().parse_args()
+    from ldm.data.check import CheckRequest, check_dataset
 
-    lines, errors = check_dataset(args)
+    names = ("folder", "identifier", "class_word", "source_word", "size", "sheet")
+    lines, errors = check_dataset(CheckRequest(**{name: getattr(args, name) for name in names}))
     print("\n".join(lines))
     return 2 if errors else 0
 

@@ -5,18 +5,16 @@ import json
 import logging
 import random
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from ldm import cli
+from ldm.project import SPRITEWORLD, shown
 
-from ldm import cli  # noqa: E402
-
-SHIPPED = ROOT / "data" / "spriteworld" / "editor.safetensors"
-EXAMPLE = ROOT / "data" / "spriteworld" / "pictures" / "wolf" / "01.png"
+SHIPPED = SPRITEWORLD / "editor.safetensors"
+EXAMPLE = SPRITEWORLD / "pictures" / "wolf" / "01.png"
+SETTINGS = ("steps", "sampler", "spacing", "resolution", "keep_size", "guidance_interval", "negative")
 
 
-def parse() -> argparse.Namespace:
+def parser() -> cli.Parser:
     p = cli.Parser(prog="edit_cli.py", description=__doc__)
     p.add_argument("--input", nargs="+", help="photos, folders or globs")
     p.add_argument("--edit", nargs="+", help="instruction(s), each applied to every photo by itself")
@@ -45,32 +43,54 @@ def parse() -> argparse.Namespace:
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
     p.add_argument("--show-recipe", metavar="FILE", help="print how a PNG was made, and stop")
+    return p
+
+
+def parse() -> argparse.Namespace:
+    p = parser()
     args = p.parse_args()
     if len(sys.argv) == 1:
         args.input, args.edit = [str(EXAMPLE)], ["replace the wolf with a dog"]
-        logging.info("no arguments: editing %s, “%s”", EXAMPLE.relative_to(ROOT), args.edit[0])
+        logging.info("no arguments: editing %s, “%s”", shown(EXAMPLE), args.edit[0])
     if not args.show_recipe and not (args.input and args.edit):
         p.error("--input and --edit are needed, or --show-recipe FILE alone")
     p.alone(args, "show_recipe")
     for name in ("text", "image"):
         if None not in (getattr(args, f"cfg_{name}"), getattr(args, f"sweep_cfg_{name}")):
-            p.error(f"--cfg-{name} has no effect beside --sweep-cfg-{name}; leave one of them out")
+            logging.warning("--cfg-%s has no effect beside --sweep-cfg-%s, which names the scales", name, name)
+    if args.ckpt is None and not args.show_recipe:
+        args.ckpt = str(SHIPPED)
+        logging.info("no --ckpt given: using the small sprite-world editor %s", shown(SHIPPED))
+    args.seed = random.randint(0, 100000) if args.seed is None else args.seed
     return args
 
 
 def main() -> int:
     args = parse()
-    from ldm.inference.edit_job import edit_pictures
-    from ldm.inference.recipe import read_recipe
-
     if args.show_recipe:
+        from ldm.inference.recipe import read_recipe
+
         print(json.dumps(read_recipe(args.show_recipe), indent=2, ensure_ascii=False))
         return 0
-    if args.ckpt is None:
-        args.ckpt = SHIPPED
-        logging.info("no --ckpt given: using the small sprite-world editor %s", SHIPPED.relative_to(ROOT))
-    args.seed = random.randint(0, 100000) if args.seed is None else args.seed
-    written, failed = edit_pictures(args)
+    from ldm.inference.edit_job import EditRequest, edit
+    from ldm.models.build import ModelSource
+
+    chosen = {"text_scale": args.cfg_text, "image_scale": args.cfg_image}
+    request = EditRequest(
+        source=ModelSource(args.ckpt, args.config, args.vae_ckpt, args.weights, args.device, args.precision),
+        input=tuple(args.input),
+        edit=tuple(args.edit),
+        output=args.output,
+        seed=args.seed,
+        num_samples=args.num_samples,
+        batch_size=args.batch_size,
+        mask=args.mask,
+        sweep_cfg_text=tuple(args.sweep_cfg_text or ()),
+        sweep_cfg_image=tuple(args.sweep_cfg_image or ()),
+        auto_cfg=args.auto_cfg,
+        settings=chosen | {name: getattr(args, name) for name in SETTINGS},
+    )
+    written, failed = edit(request)
     for path in written:
         print(path)
     return 2 if failed else 0

@@ -1,17 +1,14 @@
 """Compare DreamBooth, InstructPix2Pix and Instruct2Dream on a suite of subjects, pictures and instructions."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from ldm import cli  # noqa: E402
+from ldm import cli
+from ldm.project import LOGS, ROOT
 
 
-def parse() -> argparse.Namespace:
+def parser() -> cli.Parser:
     p = cli.Parser(prog="evaluate.py", description=__doc__)
     p.add_argument("suite", nargs="?", type=Path, help="YAML file, such as configs/evaluation/spriteworld.yaml")
     p.add_argument(
@@ -29,6 +26,11 @@ def parse() -> argparse.Namespace:
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: auto")
     p.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), help="default: auto")
     p.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results of one suite: B minus A")
+    return p
+
+
+def parse() -> argparse.Namespace:
+    p = parser()
     args = p.parse_args()
     p.alone(args, "compare")
     if not args.compare and not (args.suite and args.methods):
@@ -48,7 +50,7 @@ def main() -> int:
         return 0
     from ldm.evaluation.evaluate_job import run_suite
 
-    output = args.output or ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_evaluate-{args.suite.stem}"
+    output = args.output or LOGS / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_evaluate-{args.suite.stem}"
     print(run_suite(args, output, ROOT))
     return 0
 

@@ -2,28 +2,26 @@
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from ldm import cli
+from ldm.project import CONFIGS, LOGS, SPRITEWORLD
 
-from ldm import cli  # noqa: E402
-
-WORLD = ROOT / "data" / "spriteworld"
 SHIPPED = {
-    "ckpt": WORLD / "editor.safetensors",
-    "config": ROOT / "configs" / "spriteworld" / "pairs.yaml",
-    "photos": [str(WORLD / "subjects" / "biscuit")],
+    "ckpt": SPRITEWORLD / "editor.safetensors",
+    "config": CONFIGS / "spriteworld" / "pairs.yaml",
+    "photos": [str(SPRITEWORLD / "subjects" / "biscuit")],
     "class_word": "dog",
     "source_words": ["wolf"],
     "source_edits": ["remove the collar"],
-    "reg_photos": [f"wolf={WORLD / 'pictures' / 'wolf'}"],
-    "output": ROOT / "logs" / "pairs" / "biscuit",
+    "reg_photos": [f"wolf={SPRITEWORLD / 'pictures' / 'wolf'}"],
+    "output": LOGS / "pairs" / "biscuit",
 }
+LISTS = ("photos", "source_words", "source_edits", "reg_photos", "class_photos", "reg_edits", "subject_edits")
+NUMBERS = ("num_reg", "num_reg_edits", "num_subject_edits", "per_photo", "seed", "batch_size")
 
 
-def parse() -> argparse.Namespace:
+def parser() -> cli.Parser:
     p = cli.Parser(prog="generate_dataset.py", description=__doc__)
     p.add_argument("--photos", nargs="+", help="the subject's photos: files, folders or globs")
     p.add_argument("--class-word", help="what the subject is, like dog")
@@ -52,6 +50,11 @@ def parse() -> argparse.Namespace:
     p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"))
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
+    return p
+
+
+def parse() -> argparse.Namespace:
+    p = parser()
     args = p.parse_args()
     if args.photos is None and args.ckpt is None:
         for name, value in SHIPPED.items():
@@ -60,15 +63,28 @@ def parse() -> argparse.Namespace:
     missing = [name for name in ("photos", "class_word", "source_words", "output", "ckpt") if not getattr(args, name)]
     if missing:
         p.error(f"--{missing[0].replace('_', '-')} is needed (or no --photos and no --ckpt: the sprite world's)")
-    args.config = args.config or ROOT / "configs" / "stable-diffusion" / "v1-pairs.yaml"
     return args
 
 
 def main() -> int:
     args = parse()
     from ldm.dataset_generation.generate import make_dataset
+    from ldm.dataset_generation.request import PairRequest
+    from ldm.models.build import ModelSource
 
-    folder, manifest = make_dataset(args)
+    chosen = {"text_scale": args.cfg_text, "image_scale": args.cfg_image, "steps": args.steps}
+    chosen |= {"sampler": args.sampler, "resolution": args.resolution}
+    request = PairRequest(
+        source=ModelSource(args.ckpt, None, args.vae_ckpt, args.weights, args.device, args.precision),
+        class_word=args.class_word,
+        output=Path(args.output),
+        config=Path(args.config or CONFIGS / "stable-diffusion" / "v1-pairs.yaml"),
+        clip=args.clip,
+        settings={name: value for name, value in chosen.items() if value is not None},
+        **{name: tuple(getattr(args, name) or ()) for name in LISTS},
+        **{name: getattr(args, name) for name in NUMBERS},
+    )
+    folder, manifest = make_dataset(request)
     if manifest is None:
         logging.info("this process' share is done; the manifest is written when the others are, too")
     print(folder)

@@ -1,20 +1,17 @@
 """The sprite world: sheets of it, its photos and recognisers, and the measures of what lives in it."""
 
 import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from ldm import cli
+from ldm.project import LOGS, SPRITEWORLD
 
-from ldm import cli  # noqa: E402
-
-DATA = ROOT / "data" / "spriteworld"
+DATA = SPRITEWORLD
 EDITOR, STAGE = DATA / "editor.safetensors", DATA / "first-stage.safetensors"
-LATENTS = ROOT / "logs" / "spriteworld" / "latents.safetensors"
+LATENTS = LOGS / "spriteworld" / "latents.safetensors"
 # What each job takes, with what it takes if nothing is given.
 JOBS = {
-    "sheet": {"output": ROOT / "logs" / "spriteworld.png"},
+    "sheet": {"output": LOGS / "spriteworld.png"},
     "measure": {"ckpt": EDITOR, "scenes": 200, "seed": 1, "output": None},
     "calibrate": {"ckpt": STAGE, "scenes": 200, "seed": 1, "output": None},
     "photos": {},
@@ -31,7 +28,7 @@ JOBS = {
 }
 
 
-def parse() -> argparse.Namespace:
+def parser() -> cli.Parser:
     p = cli.Parser(prog="spriteworld.py", description=__doc__)
     p.add_argument("what", choices=tuple(JOBS))
     p.add_argument("--output", type=Path, help="a PNG, folder (measure, subject), .md (calibrate) or weights' file")
@@ -46,6 +43,11 @@ def parse() -> argparse.Namespace:
     p.add_argument("--subject", help="subject: whose photos it learned from (default: biscuit)")
     p.add_argument("--power", type=float, help="whiten: 0 (white, default) to 1 (by what a channel means to pictures)")
     p.add_argument("--steps", type=int, help="recogniser: training steps (default: 1200)")
+    return p
+
+
+def parse() -> argparse.Namespace:
+    p = parser()
     args = p.parse_args()
     for name, value in vars(args).items():
         if name != "what" and value is not None and name not in JOBS[args.what]:

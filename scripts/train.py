@@ -2,18 +2,13 @@
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from ldm import cli  # noqa: E402
-
-CONFIGS = ROOT / "configs"
+from ldm import cli
+from ldm.project import CONFIGS, LOGS, ROOT
 
 
-def parse() -> argparse.Namespace:
+def parser() -> cli.Parser:
     p = cli.Parser(prog="train.py", description=__doc__)
     p.add_argument(
         "config", nargs="?", help="YAML file; default: v1-finetune_unfrozen.yaml with --ckpt, else the sprite world's"
@@ -24,11 +19,16 @@ def parse() -> argparse.Namespace:
     p.add_argument("--identifier", help="rare word for the subject; default sks")
     p.add_argument("--class-word", help="what the subject is; default: the manifest's")
     p.add_argument("--name", help="of the run folder; default: the config's file name")
-    p.add_argument("--logs", type=Path, default=ROOT / "logs", help="where run folders go")
+    p.add_argument("--logs", type=Path, default=LOGS, help="where run folders go")
     p.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder, with its own config")
     p.add_argument("--devices", type=int, help="processes or GPUs on this machine")
     p.add_argument("--num-nodes", type=int, help="machines")
     p.add_argument("--threads", type=int, help="CPU threads")
+    return p
+
+
+def parse() -> argparse.Namespace:
+    p = parser()
     args = p.parse_intermixed_args()  # overrides may stand between the flags
     if args.config is not None and "=" in args.config:
         args.overrides, args.config = [args.config, *args.overrides], None
@@ -56,8 +56,9 @@ def main() -> int:
     import torch
     from omegaconf import OmegaConf
 
-    from ldm.config import anchored, load_config
-    from ldm.training.run import DEFAULTS, finished, train
+    from ldm.config import anchored
+    from ldm.training.run import finished, train
+    from ldm.training.settings import load_training_config
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -66,7 +67,7 @@ def main() -> int:
         args.config = CONFIGS / shipped
         logging.info("training by configs/%s", shipped)
     source = args.resume / "config.yaml" if args.resume else args.config
-    config = load_config(source, chosen(args), {"training": DEFAULTS})
+    config = load_training_config(source, chosen(args))
     machines = {key: getattr(args, key) for key in ("devices", "num_nodes") if getattr(args, key) is not None}
     config = OmegaConf.merge(config, {"training": machines})
     name = args.name or (Path(args.config).stem if args.config else "")

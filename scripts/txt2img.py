@@ -2,18 +2,15 @@
 
 import argparse
 import logging
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from ldm import cli
+from ldm.project import SPRITEWORLD, shown
 
-from ldm import cli  # noqa: E402
-
-SHIPPED = ROOT / "data" / "spriteworld" / "text-to-image.safetensors"
+SHIPPED = SPRITEWORLD / "text-to-image.safetensors"
+SETTINGS = ("scale", "steps", "sampler", "spacing", "width", "height", "negative")
 
 
-def parse() -> argparse.Namespace:
+def parser() -> cli.Parser:
     p = cli.Parser(prog="txt2img.py", description=__doc__)
     p.add_argument("--prompt", nargs="+", required=True, help="sentence(s)")
     p.add_argument("--output", default="logs/txt2img", help="a file for one picture, a folder for several")
@@ -35,20 +32,34 @@ def parse() -> argparse.Namespace:
     p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"))
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
-    args = p.parse_args()
-    if args.class_images is not None and args.class_images < 1:
-        p.error("--class-images needs a number from 1")
+    return p
+
+
+def parse() -> argparse.Namespace:
+    args = parser().parse_args()
+    if args.ckpt is None:
+        args.ckpt = str(SHIPPED)
+        logging.info("no --ckpt given: using the small sprite-world model %s", shown(SHIPPED))
     return args
 
 
 def main() -> int:
     args = parse()
-    from ldm.inference.text_job import make_pictures
+    from ldm.dataset_generation.class_images import generate_class_images
+    from ldm.inference.text_job import TextRequest, make_pictures
+    from ldm.models.build import ModelSource
 
-    if args.ckpt is None:
-        args.ckpt = SHIPPED
-        logging.info("no --ckpt given: using the small sprite-world model %s", SHIPPED.relative_to(ROOT))
-    for path in make_pictures(args):
+    request = TextRequest(
+        source=ModelSource(args.ckpt, args.config, args.vae_ckpt, args.weights, args.device, args.precision),
+        prompt=tuple(args.prompt),
+        output=args.output,
+        num_samples=args.num_samples,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        class_images=args.class_images,
+        settings={name: getattr(args, name) for name in SETTINGS},
+    )
+    for path in make_pictures(request) if request.class_images is None else generate_class_images(request):
         print(path)
     return 0
 

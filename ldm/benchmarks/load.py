@@ -11,6 +11,7 @@ import torch
 
 from ldm.benchmarks.reference import our_config
 from ldm.config import instantiate_from_config
+from ldm.errors import UserError
 
 _CHILD = """
 import json, sys, torch
@@ -55,7 +56,7 @@ def benchmark_load(size: str, precision: str, folder: Path) -> dict[str, int]:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             said = result.stderr.strip().splitlines() or ["it said nothing"]
-            raise ValueError(f"loading failed: {said[-1]}")
+            raise UserError(f"loading failed: {said[-1]}")
         return {"file": written, **json.loads(result.stdout.splitlines()[-1])}
     finally:
         path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import torch
 
 from ldm.checkpoint.diffusers_format import from_diffusers_text, from_diffusers_unet, from_diffusers_vae
 from ldm.config import load_config
-from ldm.models.build import CONFIGS
+from ldm.project import CONFIGS
 
 # UNet widths, heads, first-stage widths, text width and layers of a benchmark model
 SIZES = {
@@ -42,7 +42,7 @@ def diffusers_parts(size: str) -> dict[str, torch.nn.Module]:
 
 def our_config(size: str) -> Any:
     """Return the editing config of a size."""
-    config = load_config(CONFIGS / "v1-edit.yaml")
+    config = load_config(CONFIGS / "stable-diffusion" / "v1-edit.yaml")
     if size == "full":
         return config
     s, params = SIZES[size], config.model.params

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ldm.errors import UserError
+
 _CHILD = """
 import json, sys, time
 import torch
@@ -38,15 +40,15 @@ def benchmark_shipped(ckpt: Path, picture: Path, rounds: int, threads: int | Non
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         said = result.stderr.strip().splitlines() or ["it said nothing"]
-        raise ValueError(f"editing with '{ckpt}' failed: {said[-1]}")
+        raise UserError(f"editing with '{ckpt}' failed: {said[-1]}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def report_shipped(found: dict) -> str:
+def report_shipped(results: dict) -> str:
     """Return the seconds of ``benchmark_shipped`` as a few lines."""
-    first, *later = found["edits"]
-    lines = [f"loading {found['load']:.2f} s, first edit {first:.2f} s"]
+    first, *later = results["edits"]
+    lines = [f"loading {results['load']:.2f} s, first edit {first:.2f} s"]
     if later:
         lines.append(f"later edits {sorted(later)[len(later) // 2]:.2f} s (median of {len(later)})")
-    threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
+    threads = f"{results['threads']} thread{'s' * (results['threads'] > 1)}"
     return "\n".join([*lines, f"CPU, {threads}, one picture, the settings kept with the weights"])

@@ -47,8 +47,8 @@ def our_step(size: str, device: torch.device, precision: str, pixels: int, text:
     def call() -> None:
         t, noise = torch.randint(0, 1000, (2,), device=device), torch.randn_like(z)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            told = model.get_learned_conditioning(TEXTS) if text else states
-            losses = model.p_losses(z, Conditioning(told, c_concat), t, noise)
+            text_states = model.get_learned_conditioning(TEXTS) if text else states
+            losses = model.p_losses(z, Conditioning(text_states, c_concat), t, noise)
         (losses[0] + losses[1]).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -122,6 +122,6 @@ def benchmark_train(size: str, device: torch.device, rounds: int, pixels: int = 
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{label} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        series.seconds[label], series.extra_memory[label] = found["seconds"], found["peak"]
+        measured = json.loads(done.stdout.splitlines()[-1])
+        series.seconds[label], series.extra_memory[label] = measured["seconds"], measured["peak"]
     return [series]

@@ -122,8 +122,8 @@ def _res(ours: str, theirs: str) -> list[tuple[str, str]]:
 
 def _numbers(names: Iterable[str], pattern: str) -> int:
     """Return the largest number that the pattern's group finds, -1 if none."""
-    found = (re.match(pattern, name) for name in names)
-    return max((int(match.group(1)) for match in found if match), default=-1)
+    matches = (re.match(pattern, name) for name in names)
+    return max((int(match.group(1)) for match in matches if match), default=-1)
 
 
 def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:

@@ -14,6 +14,7 @@ from ldm.checkpoint.diffusers_format import UNET
 from ldm.checkpoint.load import LoadReport, average_of, compare
 from ldm.checkpoint.read import Checkpoint
 from ldm.config import instantiate_from_config, load_config
+from ldm.errors import UserError
 from ldm.files import fingerprint
 
 _SHOWN = ("global_step", "step", "epoch", "pytorch-lightning_version")
@@ -58,9 +59,9 @@ def fits(checkpoint: Checkpoint, config: Path) -> tuple[bool, str] | None:
     if not report.loaded:
         return False, "no tensor of the file has a place in it"
     counts = {title: getattr(report, title) for title in ("missing", "mismatched")}
-    found = [f"{len(names)} {title} (like {sorted(names)[0]})" for title, names in counts.items() if names]
-    if found:
-        return False, ", ".join(found)
+    problems = [f"{len(names)} {title} (like {sorted(names)[0]})" for title, names in counts.items() if names]
+    if problems:
+        return False, ", ".join(problems)
     said = [f"fills {text}" for text in report.filled]
     if report.unexpected:
         said.append(f"{len(report.unexpected)} tensors would stay unused")
@@ -76,11 +77,11 @@ def misfits(checkpoint: Checkpoint, config: Path) -> list[str]:
     raw = any(name.startswith(UNET) for name in checkpoint.tensors)
     report, _ = compare(model, checkpoint, "raw" if raw or not checkpoint.has_ema else "auto")
     titles = ("missing", "mismatched", "unexpected")
-    found = [f"{title} {name}" for title in titles for name in sorted(getattr(report, title))]
+    problems = [f"{title} {name}" for title in titles for name in sorted(getattr(report, title))]
     if checkpoint.has_ema:
         copies = [average_of(name) for name, _ in model.named_parameters() if name.startswith("model.")]
-        found += [f"missing {name}" for name in sorted(copies) if name not in checkpoint.tensors]
-    return found
+        problems += [f"missing {name}" for name in sorted(copies) if name not in checkpoint.tensors]
+    return problems
 
 
 def _structure(config: Path) -> nn.Module | None:
@@ -91,7 +92,7 @@ def _structure(config: Path) -> nn.Module | None:
     with torch.device("meta"):
         model = instantiate_from_config(without_checkpoints(node), use_ema=False)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"'{config}': model.target '{node['target']}' builds no network")
+        raise UserError(f"'{config}': model.target '{node['target']}' builds no network")
     if not hasattr(model, "first_stage_model"):  # a first stage alone: hold it under its published name
         model, first_stage = nn.Module(), model
         model.first_stage_model = first_stage

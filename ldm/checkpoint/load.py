@@ -14,6 +14,7 @@ from ldm.checkpoint.diffusers_format import (
     UNET,
 )
 from ldm.checkpoint.read import _DERIVED, EMA, Checkpoint
+from ldm.errors import UserError
 
 WEIGHTS = ("auto", "ema", "raw")
 
@@ -68,7 +69,7 @@ def select_weights(checkpoint: Checkpoint, names: list[str], weights: str = "aut
     Raises ValueError if EMA is asked for and absent, or only partly there.
     """
     if weights not in WEIGHTS:
-        raise ValueError(f"unknown weights '{weights}'; known: {', '.join(WEIGHTS)}")
+        raise UserError(f"unknown weights '{weights}'; known: {', '.join(WEIGHTS)}")
     tensors = dict(checkpoint.tensors)
     averaged = [n for n in names if n.startswith("model.")]
     if weights == "raw" or (weights == "auto" and not checkpoint.has_ema) or not averaged:
@@ -76,7 +77,7 @@ def select_weights(checkpoint: Checkpoint, names: list[str], weights: str = "aut
     copies = {n: average_of(n) for n in averaged}
     absent = [copies[n] for n in averaged if copies[n] not in tensors]
     if absent:
-        raise ValueError(
+        raise UserError(
             f"'{checkpoint.path}' has {len(absent)} of {len(averaged)} EMA weights missing ({_listed(absent)}); "
             "use the raw ones instead (weights: raw)"
         )
@@ -99,7 +100,7 @@ def load_into(
     if report.missing or report.mismatched:
         more = max(len(report.missing), len(report.mismatched), len(report.unexpected)) > LISTED
         hint = "; scripts/inspect_checkpoint.py --keys lists every key" if more else ""
-        raise ValueError(f"the checkpoint does not fit the config: {report.summary()}{hint}")
+        raise UserError(f"the checkpoint does not fit the config: {report.summary()}{hint}")
     _assign(model, accepted, dtype_of)
     return report
 

@@ -26,6 +26,7 @@ from ldm.checkpoint.diffusers_format import (
 )
 from ldm.checkpoint.runs import weights_of
 from ldm.checkpoint.unpickle import read_pickle
+from ldm.errors import MissingFileError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -83,16 +84,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint '{path}' does not exist")
+        raise MissingFileError(f"checkpoint '{path}' does not exist")
     if not os.access(path, os.R_OK):
-        raise ValueError(f"checkpoint '{path}' cannot be read (permissions)")
+        raise UserError(f"checkpoint '{path}' cannot be read (permissions)")
     kind = _sniff(path)
     if kind == "safetensors":
         tensors, metadata = _read_safetensors(path)
     else:
         tensors, metadata = _split_pickle(read_pickle(path), path)
     if not tensors:
-        raise ValueError(f"'{path}' holds no tensors")
+        raise UserError(f"'{path}' holds no tensors")
     return Checkpoint(path, kind, _published_names(tensors), metadata)
 
 
@@ -100,18 +101,18 @@ def _sniff(path: Path) -> str:
     with open(path, "rb") as file:
         head = file.read(256)
     if not head:
-        raise ValueError(f"'{path}' is empty (0 bytes): the download or copy failed")
+        raise UserError(f"'{path}' is empty (0 bytes): the download or copy failed")
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(f"'{path}' is a web page, not weights: download the file itself, not the page about it")
+        raise UserError(f"'{path}' is a web page, not weights: download the file itself, not the page about it")
     if text.startswith(b"version https://git-lfs"):
-        raise ValueError(f"'{path}' is a Git LFS pointer, not weights: fetch it with 'git lfs pull'")
+        raise UserError(f"'{path}' is a Git LFS pointer, not weights: fetch it with 'git lfs pull'")
     # safetensors first: the length at its start may look like another format's mark
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
         return "safetensors"
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return "ckpt"
-    raise ValueError(f"'{path}' is neither a PyTorch pickle nor safetensors (it starts with {head[:12]!r})")
+    raise UserError(f"'{path}' is neither a PyTorch pickle nor safetensors (it starts with {head[:12]!r})")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -122,23 +123,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"'{path}' is truncated or no safetensors file ({error})") from error
+        raise UserError(f"'{path}' is truncated or no safetensors file ({error})") from error
     ours = metadata.pop(METADATA_KEY, None)
     try:
         own = json.loads(ours) if ours else {}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"'{path}': its '{METADATA_KEY}' metadata is not JSON ({error})") from error
+        raise UserError(f"'{path}': its '{METADATA_KEY}' metadata is not JSON ({error})") from error
     if not isinstance(own, dict):
-        raise ValueError(f"'{path}': its '{METADATA_KEY}' metadata is not a JSON object")
+        raise UserError(f"'{path}': its '{METADATA_KEY}' metadata is not a JSON object")
     return tensors, {**metadata, **own}
 
 
 def _split_pickle(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not isinstance(content, dict):
-        raise ValueError(f"'{path}' holds a {type(content).__name__}, not a dictionary of weights")
+        raise UserError(f"'{path}' holds a {type(content).__name__}, not a dictionary of weights")
     state = content.get("state_dict", content)
     if not isinstance(state, dict):
-        raise ValueError(f"'{path}': its state_dict is a {type(state).__name__}, not a dictionary")
+        raise UserError(f"'{path}': its state_dict is a {type(state).__name__}, not a dictionary")
     tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     plain = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, (int, float, str, bool))}
     ours = content.get(METADATA_KEY)
@@ -156,7 +157,7 @@ def _read_folder(path: Path) -> Checkpoint:
                 read.update(_read_safetensors(file)[0])
             tensors.update(rename(read))
     if not tensors:
-        raise ValueError(f"folder '{path}' has no unet/, vae/ or text_encoder/ with .safetensors (diffusers layout)")
+        raise UserError(f"folder '{path}' has no unet/, vae/ or text_encoder/ with .safetensors (diffusers layout)")
     return Checkpoint(path, "diffusers", tensors, _prediction(path / "scheduler" / "scheduler_config.json"))
 
 
@@ -165,10 +166,10 @@ def _shards(files: list[Path]) -> list[Path]:
     split = re.fullmatch(r"(.+)-\d+-of-(\d+)\.safetensors", files[0].name)
     if split is None:
         return files[:1]
-    found = [f for f in files if re.fullmatch(rf"{re.escape(split[1])}-\d+-of-{split[2]}\.safetensors", f.name)]
-    if len(found) != int(split[2]):
-        raise ValueError(f"'{files[0].parent}' holds {len(found)} of the {int(split[2])} files of {split[1]}")
-    return found
+    shards = [f for f in files if re.fullmatch(rf"{re.escape(split[1])}-\d+-of-{split[2]}\.safetensors", f.name)]
+    if len(shards) != int(split[2]):
+        raise UserError(f"'{files[0].parent}' holds {len(shards)} of the {int(split[2])} files of {split[1]}")
+    return shards
 
 
 def _prediction(path: Path) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def _prediction(path: Path) -> dict[str, Any]:
         said = json.loads(path.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
         return {"parameterization": {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}[said]}
     except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"'{path}' does not say what the UNet predicts ({type(error).__name__}: {error})") from error
+        raise UserError(f"'{path}' does not say what the UNet predicts ({type(error).__name__}: {error})") from error
 
 
 def _published_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

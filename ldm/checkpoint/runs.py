@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ldm.errors import MissingFileError, UserError
+
 
 def is_run(path: Path) -> bool:
     """Return whether a folder is a run's (``config.yaml`` and ``checkpoints/``)."""
@@ -13,10 +15,10 @@ def is_run(path: Path) -> bool:
 
 def kept_weights(run: Path) -> list[Path]:
     """Return the weights that a run kept, by step. Raises FileNotFoundError if there are none."""
-    found = [p for p in (run / "checkpoints").glob("step=*") if p.suffix in (".safetensors", ".ckpt")]
-    if not found:
-        raise FileNotFoundError(f"run '{run}' has no checkpoints/step=* yet")
-    return sorted(found, key=lambda path: int(path.stem.partition("=")[2]))
+    kept = [p for p in (run / "checkpoints").glob("step=*") if p.suffix in (".safetensors", ".ckpt")]
+    if not kept:
+        raise MissingFileError(f"run '{run}' has no checkpoints/step=* yet")
+    return sorted(kept, key=lambda path: int(path.stem.partition("=")[2]))
 
 
 def weights_of(path: Path) -> Path:
@@ -30,9 +32,7 @@ def weights_of(path: Path) -> Path:
         try:
             best = path / "checkpoints" / json.loads(choice.read_text(encoding="utf-8"))["weights"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"'{choice}' does not name the best weights ({error!r}); name a file of the run"
-            ) from error
+            raise UserError(f"'{choice}' does not name the best weights ({error!r}); name a file of the run") from error
         if best.is_file():
             return best
     return kept_weights(path)[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 
 from ldm.checkpoint.read import METADATA_KEY
+from ldm.errors import UserError
 from ldm.files import replacing
 
 
@@ -22,7 +26,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], metadat
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".ckpt"):
-        raise ValueError(f"cannot save '{path}': the name must end in .safetensors or .ckpt")
+        raise UserError(f"cannot save '{path}': the name must end in .safetensors or .ckpt")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as temporary:
         try:
@@ -36,7 +40,6 @@ def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], metadat
 
 def write_safetensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write contiguous tensors, with the permissions that other files get. Raises OSError if that fails."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
@@ -56,3 +59,15 @@ def exported(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         for name, tensor in module.state_dict().items()
         if not name.startswith("model_ema.")
     }
+
+
+def weights_hash(network: Any) -> str:
+    """Return 16 hex digits that tell a network's weights (or those of its ``model``) from any others; "" of none."""
+    module = network if isinstance(network, nn.Module) else getattr(network, "model", None)
+    if not isinstance(module, nn.Module):
+        return ""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from ldm.errors import UserError
+
 _STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -45,13 +47,13 @@ def read_pickle(path: Path) -> Any:
     try:
         return _read_zip(path) if is_zip else _read_legacy(path)
     except _Refused as error:
-        raise ValueError(f"'{path}' {error}") from None
+        raise UserError(f"'{path}' {error}") from None
     except Exception as error:  # a hostile or broken pickle can fail in any way; all of them mean the same
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"'{path}' is truncated or no PyTorch checkpoint ({said})") from None
+        raise UserError(f"'{path}' is truncated or no PyTorch checkpoint ({said})") from None
 
 
-class _Refused(ValueError):
+class _Refused(UserError):
     pass
 
 

@@ -184,7 +184,7 @@ def _packed(layer: nn.Module) -> nn.Module | None:
 def use_winograd(module: nn.Module) -> None:
     """Replace wide 3x3 convolutions inside, in place, while memory allows; a UNet's middle, where the maps are
     smallest, comes last. Nothing else is changed. The module is for inference only from then on."""
-    found = [
+    suitable = [
         (parent, name)
         for parent in module.modules()
         for name, child in parent.named_children()
@@ -193,8 +193,8 @@ def use_winograd(module: nn.Module) -> None:
         and min(child.in_channels, child.out_channels) >= WINOGRAD_FROM
     ]
     left = WINOGRAD_MEMORY
-    for i in sorted(range(len(found)), key=lambda i: min(i, len(found) - 1 - i)):
-        parent, name = found[i]
+    for i in sorted(range(len(suitable)), key=lambda i: min(i, len(suitable) - 1 - i)):
+        parent, name = suitable[i]
         conv = getattr(parent, name)
         left -= more_memory(conv)
         if left < 0:

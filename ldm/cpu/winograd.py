@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ldm.errors import UserError
+
 FILTER = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # the paper's G
 ROWS = 3 * 16 * 16  # of a product, that a layout is chosen for; others are as quick
 VALUES_AT_ONCE = 1 << 21  # of transformed input: a strip's stay in the cache, and memory stays bounded
@@ -37,7 +39,7 @@ class WinogradConv2d(nn.Module):
         works)."""
         super().__init__()
         if not suits_winograd(conv):
-            raise ValueError(f"{conv} is no 3x3 convolution of stride 1 with one pixel of zero padding")
+            raise UserError(f"{conv} is no 3x3 convolution of stride 1 with one pixel of zero padding")
         weight = conv.weight.detach()
         self.channels, self.packed = weight.shape[0], packed
         self.filters = [_filter(weight, k) for k in range(16)] if not packed else []

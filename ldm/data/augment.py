@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.images import LANCZOS
+from ldm.errors import UserError
 
 CROPS = ("random", "center")
 WIDEST = 2.0  # no bucket is longer than so many times its shorter side
@@ -64,18 +65,18 @@ class JointCrop:
         short = min(self.size)
         self.min_resize, self.max_resize = min_resize or short, max_resize or max(min_resize or 0, short)
         if min(self.size) < 8:
-            raise ValueError(f"size is {size}; at least 8 pixels are needed")
+            raise UserError(f"size is {size}; at least 8 pixels are needed")
         if not short <= self.min_resize <= self.max_resize:
-            raise ValueError(
+            raise UserError(
                 f"min_resize {self.min_resize} and max_resize {self.max_resize} must rise from the size, {short}"
             )
         if crop not in CROPS:
-            raise ValueError(f"unknown crop '{crop}'; known: {', '.join(CROPS)}")
+            raise UserError(f"unknown crop '{crop}'; known: {', '.join(CROPS)}")
         if not 0 <= flip <= 1:
-            raise ValueError(f"flip is {flip}; a share from 0 to 1 is expected")
+            raise UserError(f"flip is {flip}; a share from 0 to 1 is expected")
         self.crop, self.flip = crop, flip
         if aspect_buckets is not None and not 8 <= aspect_buckets <= short:
-            raise ValueError(f"aspect_buckets is {aspect_buckets}; the sides' step, from 8 to the size, is expected")
+            raise UserError(f"aspect_buckets is {aspect_buckets}; the sides' step, from 8 to the size, is expected")
         self.bucketed = aspect_buckets is not None
         self.sizes = [self.size] if aspect_buckets is None else bucket_sizes(self.size, aspect_buckets)
 

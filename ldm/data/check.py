@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from ldm.data.contact_sheet import contact_sheet
 from ldm.data.images import open_rgb, save_image, to_images
 from ldm.data.pairs import Pair, find_pairs, loose_pictures, read_manifest
 from ldm.data.personalized_edit import PersonalizedEdit
+from ldm.errors import MissingFileError, UserError
 from ldm.modules.text import encode_words
 
 SMALL = 64  # pixels of a side below which a picture has little to teach at full size
@@ -37,38 +37,38 @@ class Findings:
 
 def check_pairs(folder: Path) -> Findings:
     """Return what is wrong with a folder of pairs. Raises FileNotFoundError without such a folder, or pictures."""
-    found = Findings()
+    findings = Findings()
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder of pairs '{folder}' does not exist")
+        raise MissingFileError(f"folder of pairs '{folder}' does not exist")
     if not (folder / "seeds.json").is_file():
         _, wrong = loose_pictures(folder)
         if wrong:
-            found.errors += [line for line in wrong if "named neither" not in line]
-            found.warnings += [line for line in wrong if "named neither" in line]
+            findings.errors += [line for line in wrong if "named neither" not in line]
+            findings.warnings += [line for line in wrong if "named neither" in line]
     try:
-        found.pairs = find_pairs(folder)
+        findings.pairs = find_pairs(folder)
     except ValueError as error:
-        found.errors.append(str(error))
-        return found
+        findings.errors.append(str(error))
+        return findings
     looks: dict[str, list[tuple[Path, np.ndarray]]] = {"input": [], "edited": []}
-    for pair in found.pairs:
+    for pair in findings.pairs:
         sides = {}
         for name, path in (("input", pair.input), ("edited", pair.edited)):
             try:
                 image = open_rgb(path)
             except ValueError as error:
-                found.errors.append(str(error))
+                findings.errors.append(str(error))
                 continue
-            found.sizes[image.size] = found.sizes.get(image.size, 0) + 1
+            findings.sizes[image.size] = findings.sizes.get(image.size, 0) + 1
             if min(image.size) < SMALL:
-                found.warnings.append(f"'{path.name}' is only {image.width} x {image.height} pixels")
+                findings.warnings.append(f"'{path.name}' is only {image.width} x {image.height} pixels")
             sides[name] = image
             looks[name].append((path, look(image)))
         if len(sides) == 2:
-            found.warnings += misaligned(pair, sides["input"], sides["edited"])
+            findings.warnings += misaligned(pair, sides["input"], sides["edited"])
     for name, pictures in looks.items():
-        found.warnings += duplicates(name, pictures)
-    return found
+        findings.warnings += duplicates(name, pictures)
+    return findings
 
 
 def look(image: Image.Image) -> np.ndarray:
@@ -103,14 +103,14 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 def duplicates(side: str, pictures: list[tuple[Path, np.ndarray]], most: int = 10) -> list[str]:
     """Return warnings about pictures of one side that look alike. Edited pictures of the same photo, made twice on
     purpose, have equal pixels and are not named."""
-    found = []
+    alike = []
     for i, (path, a) in enumerate(pictures):
         for other, b in pictures[i + 1 :]:
             difference = np.sqrt(np.square(a - b).mean())
             if 0 < difference < DUPLICATE or (side == "input" and difference == 0):
-                found.append(f"'{path.name}' and '{other.name}' ({side}) look alike")
-    more = len(found) - most
-    return [*found[:most], f"and {more} more that look alike ({side})"] if more > 0 else found
+                alike.append(f"'{path.name}' and '{other.name}' ({side}) look alike")
+    more = len(alike) - most
+    return [*alike[:most], f"and {more} more that look alike ({side})"] if more > 0 else alike
 
 
 def check_identifier(identifier: str, encode: Callable[[str], list[int]]) -> list[str]:
@@ -129,72 +129,99 @@ def check_identifier(identifier: str, encode: Callable[[str], list[int]]) -> lis
 
 def rare_tokens(encode: Callable[[str], list[int]], count: int = 5) -> list[str]:
     """Return short words without meaning that are one rare token each."""
-    letters, found = "bcdfghjklmnpqrstvwxz", []
+    letters, tokens = "bcdfghjklmnpqrstvwxz", []
     for first in "sxzqvkjwbh"[: 2 * count]:
         words = (first + b + c for b in letters for c in letters)
         rare = next((word for word in words if len(ids := encode(word)) == 1 and ids[0] > RARE_TOKEN), None)
         if rare is not None:
-            found.append(rare)
-    return found[:count]
+            tokens.append(rare)
+    return tokens[:count]
 
 
-def check_dataset(args: argparse.Namespace) -> tuple[list[str], int]:
+@dataclass(frozen=True)
+class CheckRequest:
+    """What ``check_dataset.py`` is asked for.
+
+    folder: what generate_dataset.sh made, or one folder of pairs. identifier: the rare word. class_word, source_word:
+    default: the manifest's. size: pixels that training sees. sheet: where the sheet goes (default: in the folder).
+    """
+
+    folder: Path
+    identifier: str = "sks"
+    class_word: str | None = None
+    source_word: str | None = None
+    size: int = 256
+    sheet: Path | None = None
+
+
+def check_dataset(request: CheckRequest) -> tuple[list[str], int]:
     """Return report lines and the number of errors; write the sheet of the folders that have none.
 
     Where nothing says what the pairs show, the sheet's sentences have a placeholder, and a line names the flag to
-    give. Raises FileNotFoundError if ``args.folder`` is not there.
+    give. Raises MissingFileError if the folder is not there.
     """
-    if not args.folder.is_dir():
-        raise FileNotFoundError(f"folder of pairs '{args.folder}' does not exist")
-    folders = [args.folder / name for name in ("training", "regularization") if (args.folder / name).is_dir()]
+    root = request.folder
+    if not root.is_dir():
+        raise MissingFileError(f"folder of pairs '{root}' does not exist")
+    folders = [root / name for name in ("training", "regularization") if (root / name).is_dir()]
     lines, errors, rows, labels = [], 0, [], []
     missing: dict[str, str] = {}
-    for folder in folders or [args.folder]:
+    for folder in folders or [root]:
         try:
-            found = check_pairs(folder)
-        except (ValueError, FileNotFoundError) as error:
-            found = Findings(errors=[str(error)])
-        if not found.errors:
-            words = _missing_words(folder, found, args)
+            findings = check_pairs(folder)
+        except UserError as error:
+            findings = Findings(errors=[str(error)])
+        if not findings.errors:
+            words = _missing_words(folder, findings, request)
             try:
-                more_rows, more_labels = _seen(folder, args, words, reg=folder.name == "regularization")
+                more_rows, more_labels = _training_view(folder, request, words)
                 rows, labels, missing = rows + more_rows, labels + more_labels, {**missing, **words}
-            except (ValueError, FileNotFoundError) as error:
-                found.errors.append(str(error))
-        sizes = ", ".join(f"{w} x {h} ({n})" for (w, h), n in sorted(found.sizes.items(), key=lambda i: -i[1])[:4])
-        lines.append(f"{folder}: {len(found.pairs)} pairs; pictures of {sizes or 'no size'}")
-        lines += [f"  error: {line}" for line in found.errors] + [f"  look at this: {line}" for line in found.warnings]
-        errors += len(found.errors)
+            except UserError as error:
+                findings.errors.append(str(error))
+        lines += _lines(folder, findings)
+        errors += len(findings.errors)
     if missing:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
         lines.append(f"look at this: no manifest says what the pairs show, and training must know; give {flags}")
-    warnings = check_identifier(args.identifier, encode_words)
+    warnings = check_identifier(request.identifier, encode_words)
     lines += [f"look at this: {line}" for line in warnings]
     if not warnings:
-        lines.append(f"identifier '{args.identifier}': one rare token ({encode_words(args.identifier)[0]})")
+        lines.append(f"identifier '{request.identifier}': one rare token ({encode_words(request.identifier)[0]})")
     if rows:
-        path = args.sheet or args.folder / "training-view.png"
+        path = request.sheet or root / "training-view.png"
         save_image(contact_sheet(rows, labels, ["input", "edited"] * 3, "what training sees", cell=128), path)
         lines.append(f"what training sees: {path}")
     return lines, errors
 
 
-def _missing_words(folder: Path, found: Findings, args: argparse.Namespace) -> dict[str, str]:
+def _lines(folder: Path, findings: Findings) -> list[str]:
+    """The report of one folder."""
+    sizes = ", ".join(f"{w} x {h} ({n})" for (w, h), n in sorted(findings.sizes.items(), key=lambda i: -i[1])[:4])
+    return [
+        f"{folder}: {len(findings.pairs)} pairs; pictures of {sizes or 'no size'}",
+        *(f"  error: {line}" for line in findings.errors),
+        *(f"  look at this: {line}" for line in findings.warnings),
+    ]
+
+
+def _missing_words(folder: Path, findings: Findings, request: CheckRequest) -> dict[str, str]:
     """The words that a folder's sentences need and nobody gave, each with what stands for it on the sheet."""
-    bare = [pair for pair in found.pairs if pair.instruction is None]
+    bare = [pair for pair in findings.pairs if pair.instruction is None]
     missing = {}
-    if bare and not (args.class_word or read_manifest(folder).get("class_word")):
+    if bare and not (request.class_word or read_manifest(folder).get("class_word")):
         missing["class_word"] = "[class]"
-    if not args.source_word and any(not pair.source_word for pair in bare):
+    if not request.source_word and any(not pair.source_word for pair in bare):
         missing["source_word"] = "[source]"
     return missing
 
 
-def _seen(
-    folder: Path, args: argparse.Namespace, words: dict[str, str], reg: bool, rows: int = 3, columns: int = 3
+def _training_view(
+    folder: Path, request: CheckRequest, words: dict[str, str], rows: int = 3, columns: int = 3
 ) -> tuple[list, list[str]]:
-    given = {"class_word": args.class_word, "source_word": args.source_word, **words}
-    dataset = PersonalizedEdit(str(folder), args.identifier, **given, reg=reg, size=args.size)
+    """Rows of a folder's pairs as training sees them, and a sentence of each row."""
+    known = {"class_word": request.class_word, "source_word": request.source_word, **words}
+    reg = folder.name == "regularization"
+    dataset = PersonalizedEdit(str(folder), request.identifier, **known, reg=reg, size=request.size)
     pictures, labels = [], []
     for r in range(rows):
         row = []

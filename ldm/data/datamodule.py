@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import zlib
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ldm.config import instantiate_from_config
 from ldm.data.augment import Size
 from ldm.data.order import StepSampler, Streams
+from ldm.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MANY = 5000  # files that are read whole for a hash
 
@@ -36,13 +40,19 @@ class StreamDataModule(pl.LightningDataModule):
         """
         super().__init__()
         if in_memory and num_workers:
-            raise ValueError(f"in_memory keeps items in one process: set num_workers to 0, found {num_workers}")
+            raise UserError(f"in_memory keeps items in one process: set num_workers to 0, found {num_workers}")
         self.dataset: Dataset = train if isinstance(train, Dataset) else instantiate_from_config(train)
         if in_memory:
             self.dataset = InMemory(self.dataset)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.total_batches = 1
         self.start_batch = 0
+
+    def check_model(self, model: Any) -> None:
+        """Let the dataset say (UserError) what of it a model cannot take, if it can tell (``check_model``)."""
+        dataset = getattr(self.dataset, "dataset", self.dataset)  # what InMemory wraps
+        if hasattr(dataset, "check_model"):
+            dataset.check_model(model)
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of micro-steps ``start_batch`` to ``total_batches`` (set by the run)."""
@@ -79,7 +89,7 @@ class PairDataModule(pl.LightningDataModule):
         step of one process (the second defaults to the first)."""
         super().__init__()
         if reg is None and reg_batch_size is not None:
-            raise ValueError(f"reg_batch_size is {reg_batch_size}, but there are no regularization pairs (reg)")
+            raise UserError(f"reg_batch_size is {reg_batch_size}, but there are no regularization pairs (reg)")
         self.streams = {"instance": _built(train)}
         self.batch_sizes = {"instance": batch_size}
         if reg is not None:
@@ -89,6 +99,24 @@ class PairDataModule(pl.LightningDataModule):
         self.total_batches = 1
         self.start_batch = 0
         self.recipe = self._recipe()
+
+    def check_model(self, model: Any) -> None:
+        """Raise UserError for pictures that a network cannot take, or streams of different sizes."""
+        views = {name: stream.view for name, stream in self.streams.items() if hasattr(stream, "view")}
+        grid = model.grid()
+        for name, view in views.items():
+            for size in view.sizes:
+                if size[0] % grid or size[1] % grid:
+                    raise UserError(f"{name} pictures of {size[0]} x {size[1]}: sides must be multiples of {grid} here")
+            if view.bucketed and name != "instance":
+                raise UserError(f"data.params.{name} has aspect_buckets, but a step has the size of its instance pair")
+            if view.bucketed and len(view.sizes) == 1:
+                logger.warning("aspect_buckets gives %s pictures no other size than %d x %d", name, *view.size)
+            if view.size != views["instance"].size:
+                raise UserError(
+                    f"instance pictures of {views['instance'].size} and {name} pictures of {view.size} share a step: "
+                    f"set data.params.{name}.params.size to the same"
+                )
 
     def _recipe(self) -> dict[str, Any]:
         """What the weights' file says of the data: the words, and a hash over the pictures."""

@@ -13,6 +13,7 @@ from ldm.data.augment import JointCrop, Size, to_common_aspect
 from ldm.data.entries import Visited
 from ldm.data.images import open_rgb, to_tensor
 from ldm.data.pairs import Pair, find_pairs
+from ldm.errors import MissingFileError, UserError
 
 ROWS = "metadata.jsonl"
 SPLITS = (0.9, 0.05, 0.05)  # upstream's shares of train, val and test
@@ -49,7 +50,7 @@ class EditDataset(Visited):
         triplets = read_triplets(Path(path))
         chosen = split_triplets(triplets, split, splits)
         if not chosen:
-            raise ValueError(f"split '{split}' of '{path}' holds none of its {len(triplets)} triplets")
+            raise UserError(f"split '{split}' of '{path}' holds none of its {len(triplets)} triplets")
         crop = "center" if min_resize_res == max_resize_res == crop_res else "random"
         view = JointCrop(crop_res, min_resize_res, max_resize_res, crop, flip_prob)
         super().__init__(chosen, [t.photo or t.id for t in chosen], view, False, repeats, seed, 0.0, None)
@@ -77,9 +78,9 @@ def split_triplets(triplets: list[Pair], split: str, splits: Sequence[float] = S
     another name or shares that do not add up to 1."""
     names = ("train", "val", "test")
     if split not in names:
-        raise ValueError(f"unknown split '{split}'; known: {', '.join(names)}")
+        raise UserError(f"unknown split '{split}'; known: {', '.join(names)}")
     if len(splits) != 3 or min(splits) < 0 or abs(sum(splits) - 1) > 1e-6:
-        raise ValueError(f"splits are {list(splits)}; three shares that add up to 1 are expected")
+        raise UserError(f"splits are {list(splits)}; three shares that add up to 1 are expected")
     ends = [round(sum(splits[: i + 1]) * len(triplets)) for i in range(3)]
     first = names.index(split)
     return triplets[ends[first - 1] if first else 0 : ends[first]]
@@ -89,13 +90,13 @@ def read_triplets(folder: Path) -> list[Pair]:
     """Return a folder's triplets, sorted. Raises FileNotFoundError for none, ValueError for a row that cannot be read
     or a pair without its instruction."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder of triplets '{folder}' does not exist")
+        raise MissingFileError(f"folder of triplets '{folder}' does not exist")
     if (folder / ROWS).is_file():
         return _rows(folder)
     triplets = find_pairs(folder)
     bare = next((triplet.id for triplet in triplets if triplet.instruction is None), None)
     if bare is not None:
-        raise ValueError(
+        raise UserError(
             f"'{folder}' holds pairs without instructions, such as '{bare}'; a seeds.json or a {ROWS} is expected"
         )
     return triplets
@@ -110,20 +111,20 @@ def _rows(folder: Path) -> list[Pair]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{where} is no JSON ({error})") from error
+            raise UserError(f"{where} is no JSON ({error})") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{where} is no mapping of columns to values")
-        found = {}
+            raise UserError(f"{where} is no mapping of columns to values")
+        fields = {}
         for name, columns in COLUMNS.items():
             column = next((c for c in columns if isinstance(row.get(c), str) and row[c].strip()), None)
             if column is None:
-                raise ValueError(f"{where} lacks the {name}; a column {', '.join(columns[:3])} ... is expected")
-            found[name] = row[column]
+                raise UserError(f"{where} lacks the {name}; a column {', '.join(columns[:3])} ... is expected")
+            fields[name] = row[column]
         for name in ("input", "edited"):
-            if not (folder / found[name]).is_file():
-                raise FileNotFoundError(f"{where} names '{found[name]}', which does not exist")
-        paths = (folder / found["input"], folder / found["edited"])
-        triplets.append(Pair(f"{number:08d}", *paths, instruction=found["instruction"], photo=found["input"]))
+            if not (folder / fields[name]).is_file():
+                raise MissingFileError(f"{where} names '{fields[name]}', which does not exist")
+        paths = (folder / fields["input"], folder / fields["edited"])
+        triplets.append(Pair(f"{number:08d}", *paths, instruction=fields["instruction"], photo=fields["input"]))
     if not triplets:
-        raise FileNotFoundError(f"'{folder / ROWS}' is empty")
+        raise MissingFileError(f"'{folder / ROWS}' is empty")
     return triplets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.data.augment import Size
 from ldm.data.datamodule import collate
 from ldm.data.entries import Visited
-from ldm.files import replacing
+from ldm.errors import UserError
+from ldm.files import content_hash, replacing, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def cached(
     path = None
     if folder is not None:
         key = f"{key} {_sample_hash(dataset)}"
-        path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+        path = folder / f"{content_hash(key)}.pt"
         if path.is_file():
             logger.info("latents from %s", path)
             stored = torch.load(path, mmap=True, weights_only=True)
@@ -60,7 +60,7 @@ def cached(
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             torch.save({"tensors": cache.tensors, "texts": cache.texts}, temporary)
-        path.with_suffix(".json").write_text(json.dumps({"key": key}, indent=2))
+        write_json(path.with_suffix(".json"), {"key": key})
     return cache
 
 
@@ -87,10 +87,10 @@ def _encode_all(dataset: Dataset, encode: Encode, batch_size: int, num_workers: 
     texts: list[str] = []
     for batch in tqdm(loader, desc="encoding", unit="batch", disable=None):
         mean, logvar = encode(batch["edited"])
-        found = {"edited_mean": mean, "edited_std": (0.5 * logvar).exp()}
+        latents = {"edited_mean": mean, "edited_std": (0.5 * logvar).exp()}
         if "input" in batch:
-            found["c_concat"] = encode(batch["input"])[0]
-        for name, value in found.items():
+            latents["c_concat"] = encode(batch["input"])[0]
+        for name, value in latents.items():
             parts.setdefault(name, []).append(value.half().cpu())
         texts += batch["text"]
     return LatentCache({name: torch.cat(values) for name, values in parts.items()}, texts)
@@ -106,7 +106,7 @@ class EncodedPairs:
         """encode: from pictures to mean and log-variance. sizes: that items will be asked for, default the view's own.
         Raises ValueError where crops are random: their latents cannot be kept."""
         if not dataset.fixed:
-            raise ValueError(
+            raise UserError(
                 "cache_latents keeps one view of each pair; crops that vary need training.cache_latents=false"
             )
         self.dataset = dataset
@@ -149,9 +149,9 @@ def encode_pairs(
         seen = [dataset.pictures(e, flip, np.random.default_rng(0), size) for e in entries[first : first + batch_size]]
         sides = {name: torch.stack([pictures[name] for pictures in seen]) for name in seen[0]}
         mean, logvar = encode(sides["edited"])
-        found = {"edited_mean": mean, "edited_std": (0.5 * logvar).exp()}
+        latents = {"edited_mean": mean, "edited_std": (0.5 * logvar).exp()}
         if "input" in sides:
-            found["c_concat"] = encode(sides["input"])[0]
-        for name, value in found.items():
+            latents["c_concat"] = encode(sides["input"])[0]
+        for name, value in latents.items():
             parts.setdefault(name, []).append(value.float().cpu())
     return {name: torch.cat(values) for name, values in parts.items()}

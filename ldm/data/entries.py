@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.augment import JointCrop, Size
 from ldm.data.images import picture_size
+from ldm.errors import UserError
 
 FEWEST = 8  # photos below which none is held out
 
@@ -39,11 +40,11 @@ class Visited(Dataset, ABC):
         Raises ValueError for what makes no sense.
         """
         if repeats < 1:
-            raise ValueError(f"repeats is {repeats}; at least 1 is needed")
+            raise UserError(f"repeats is {repeats}; at least 1 is needed")
         if not 0 <= held_out < 1:
-            raise ValueError(f"held_out is {held_out}; a share from 0 to below 1 is expected")
+            raise UserError(f"held_out is {held_out}; a share from 0 to below 1 is expected")
         if limit is not None and limit < 1:
-            raise ValueError(f"limit is {limit}; at least 1 is needed")
+            raise UserError(f"limit is {limit}; at least 1 is needed")
         self.view, self.reg, self.repeats, self.seed = view, reg, repeats, seed
         self.entries, self.held_out = _split(entries[:limit], photos[:limit], held_out)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from ldm.errors import MissingFileError, UserError
 from ldm.files import replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -28,9 +30,9 @@ def open_rgb(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"picture '{path}' does not exist")
+        raise MissingFileError(f"picture '{path}' does not exist")
     if path.is_dir():
-        raise ValueError(f"'{path}' is a folder, not a picture")
+        raise UserError(f"'{path}' is a folder, not a picture")
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as image:
@@ -45,14 +47,14 @@ def open_rgb(path: str | Path) -> Image.Image:
     except UnidentifiedImageError:
         size = path.stat().st_size
         what = "is empty (0 bytes)" if size == 0 else "is not a picture that can be read"
-        raise ValueError(f"'{path}' {what}") from None
+        raise UserError(f"'{path}' {what}") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise ValueError(f"picture '{path}' is damaged or cannot be read ({error})") from error
+        raise UserError(f"picture '{path}' is damaged or cannot be read ({error})") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-class _TooLarge(ValueError):
+class _TooLarge(UserError):
     pass
 
 
@@ -61,8 +63,8 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     ``open_rgb`` does."""
     try:
         with Image.open(path) as image:
-            told = "exif" in image.info or "Raw profile type exif" in image.info
-            if image.format == "TIFF" or not told:  # Pillow turns a TIFF's size by itself
+            has_exif = "exif" in image.info or "Raw profile type exif" in image.info
+            if image.format == "TIFF" or not has_exif:  # Pillow turns a TIFF's size by itself
                 return image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return (image.height, image.width) if turned else image.size
@@ -102,7 +104,7 @@ def to_images(x: torch.Tensor) -> list[Image.Image]:
 def check_aspect(size: tuple[int, int]) -> None:
     """Raise ValueError for a picture more than 8 times as long as it is wide (or the reverse)."""
     if max(size) > MAX_ASPECT * min(size):
-        raise ValueError(f"a picture of {size[0]} x {size[1]} is too narrow to edit (at most 8 : 1); crop it first")
+        raise UserError(f"a picture of {size[0]} x {size[1]} is too narrow to edit (at most 8 : 1); crop it first")
 
 
 def upstream_size(size: tuple[int, int], resolution: int, grid: int = 64) -> tuple[int, int]:
@@ -137,7 +139,7 @@ def picture_format(path: str | Path) -> str:
     """Return Pillow's name of the format that a path's ending asks for. Raises ValueError if it cannot be written."""
     kind = Image.registered_extensions().get(Path(path).suffix.lower())  # loads all formats
     if kind not in WRITTEN or kind not in Image.SAVE:
-        raise ValueError(f"cannot save '{path}': end its name in .png (keeps the recipe), .jpg or .webp")
+        raise UserError(f"cannot save '{path}': end its name in .png (keeps the recipe), .jpg or .webp")
     return kind
 
 
@@ -159,24 +161,7 @@ def save_image(image: Image.Image, path: str | Path, text: dict[str, str] | None
         with replacing(path) as temporary:
             image.save(temporary, format=kind, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot write '{path}' ({getattr(error, 'strerror', None) or error})") from error
-
-
-def check_writable(path: str | Path) -> None:
-    """Raise ValueError now if a file at ``path`` could not be written later (nothing is left behind)."""
-    folder = Path(path).absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    probe = folder / f".{Path(path).name}.probe.tmp"
-    try:
-        if not folder.is_dir():
-            raise NotADirectoryError(20, f"'{folder}' is not a folder")
-        if Path(path).is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write '{path}' ({error.strerror or error})") from error
+        raise UserError(f"cannot write '{path}' ({getattr(error, 'strerror', None) or error})") from error
 
 
 def small(photo: Image.Image, resolution: int) -> Image.Image:
@@ -189,22 +174,29 @@ def small(photo: Image.Image, resolution: int) -> Image.Image:
 
 def find_photos(patterns: list[str]) -> list[Path]:
     """Return the pictures that files, folders and globs name, sorted within each. Raises FileNotFoundError."""
-    found: list[Path] = []
+    photos: list[Path] = []
     for pattern in patterns:
         if not pattern:
-            raise ValueError("--input has an empty name; give a photo, a folder or a glob")
+            raise UserError("--input has an empty name; give a photo, a folder or a glob")
         path = Path(pattern)
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
             if not inside:
-                raise FileNotFoundError(f"folder '{path}' holds no pictures ({', '.join(SUFFIXES)})")
-            found += inside
+                raise MissingFileError(f"folder '{path}' holds no pictures ({', '.join(SUFFIXES)})")
+            photos += inside
         elif path.exists():
-            found.append(path)
+            photos.append(path)
         else:
             inside = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
             if not inside:
                 what = "no picture matches" if any(c in pattern for c in "*?[") else "there is no picture"
-                raise FileNotFoundError(f"{what} '{pattern}'")
-            found += inside
-    return list(dict.fromkeys(found))
+                raise MissingFileError(f"{what} '{pattern}'")
+            photos += inside
+    return list(dict.fromkeys(photos))
+
+
+@lru_cache(maxsize=256)
+def working_copy(path: Path, resolution: int) -> Image.Image:
+    """Return a photo as RGB, no larger than ``resolution`` pixels on its longer side; decoded once as long as it is
+    among the last 256. Raises UserError as ``open_rgb`` does."""
+    return small(open_rgb(path), resolution)

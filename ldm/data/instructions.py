@@ -5,6 +5,8 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
+from ldm.errors import UserError
+
 FIELDS = ("identifier", "class_word", "source_word")
 
 # Upstream's single line first; the paraphrases say the same.
@@ -17,20 +19,18 @@ REVERSE_TEMPLATE = "replace the {class_word} with a {source_word}"
 def check_templates(templates: Sequence[str], needs: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the templates; raise ValueError for none, an unknown {field}, or one that lacks a field it needs."""
     if isinstance(templates, str) or not templates:
-        raise ValueError(f"templates must be a list of at least one sentence, found {templates!r}")
+        raise UserError(f"templates must be a list of at least one sentence, found {templates!r}")
     for template in templates:
         try:
-            found = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+            names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
         except (ValueError, TypeError) as error:
-            raise ValueError(f"template {template!r} cannot be read: {error}") from error
-        unknown = sorted(found - set(FIELDS))
+            raise UserError(f"template {template!r} cannot be read: {error}") from error
+        unknown = sorted(names - set(FIELDS))
         if unknown:
-            raise ValueError(
-                f"template '{template}' has the unknown field {{{unknown[0]}}}; known: {', '.join(FIELDS)}"
-            )
+            raise UserError(f"template '{template}' has the unknown field {{{unknown[0]}}}; known: {', '.join(FIELDS)}")
         for name in needs:
-            if name not in found:
-                raise ValueError(f"template '{template}' lacks {{{name}}}")
+            if name not in names:
+                raise UserError(f"template '{template}' lacks {{{name}}}")
     return tuple(templates)
 
 
@@ -44,10 +44,10 @@ def fill(template: str, identifier: str = "", class_word: str = "", source_word:
     return " ".join(text.split())
 
 
-def told(instruction: str, identifier: str) -> str:
+def with_identifier(instruction: str, identifier: str) -> str:
     """Return a pair's own instruction with the identifier in the place of ``{identifier}``; other braces stay.
 
-    >>> told("make the {identifier} dog red", "sks"), told("make the {identifier} dog red", "")
+    >>> with_identifier("make the {identifier} dog red", "sks"), with_identifier("make the {identifier} dog red", "")
     ('make the sks dog red', 'make the dog red')
     """
     if IDENTIFIER not in instruction:

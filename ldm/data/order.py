@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
+from ldm.errors import UserError
+
 
 class StepSampler(Sampler[list[int]]):
     """Batches of item indices for micro-steps ``start`` to ``total``; every item once per epoch, shuffled by epoch.
@@ -22,7 +24,7 @@ class StepSampler(Sampler[list[int]]):
         Raises ValueError for an empty dataset or batch.
         """
         if items < 1 or batch_size < 1:
-            raise ValueError(f"{items} items in batches of {batch_size}: at least 1 of each is needed")
+            raise UserError(f"{items} items in batches of {batch_size}: at least 1 of each is needed")
         self.items, self.batch_size, self.total, self.seed = items, batch_size, total, seed
         self.start, self.rank, self.world = start, rank, world
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.images import SUFFIXES
+from ldm.errors import MissingFileError, UserError
 
 MANIFEST = "manifest.json"
 SIDES = {"0": "input", "1": "edited"}
@@ -40,24 +41,24 @@ def find_pairs(folder: str | Path) -> list[Pair]:
     picture without its partner or with two."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder of pairs '{folder}' does not exist")
+        raise MissingFileError(f"folder of pairs '{folder}' does not exist")
     if (folder / "seeds.json").is_file():
         pairs = list(_seeds_layout(folder))
     else:
         pairs = _flat_layout(folder)
     if not pairs:
-        raise FileNotFoundError(f"'{folder}' holds no pairs; <id>_0.png (input) and <id>_1.png (edited) are expected")
+        raise MissingFileError(f"'{folder}' holds no pairs; <id>_0.png (input) and <id>_1.png (edited) are expected")
     return sorted(pairs, key=lambda pair: _natural(pair.id))
 
 
-def swaps(pairs: Sequence[Pair]) -> list[Pair]:
+def replacement_pairs(pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs that ask for no other edit than the subject; all of them where each has its own sentence."""
     return [pair for pair in pairs if pair.instruction is None] or list(pairs)
 
 
 def loose_pictures(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """Return the pictures of a flat folder by id and side ("0", "1"), and what is wrong, one line each."""
-    found: dict[str, dict[str, Path]] = {}
+    pictures: dict[str, dict[str, Path]] = {}
     wrong = []
     files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     for path in sorted(p for p in files if p.suffix.lower() in SUFFIXES):
@@ -65,21 +66,21 @@ def loose_pictures(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]
         if match is None:
             wrong.append(f"'{path.name}' is named neither <id>_0 nor <id>_1")
             continue
-        sides = found.setdefault(match[1], {})
+        sides = pictures.setdefault(match[1], {})
         if match[2] in sides:
             wrong.append(f"'{path.name}' and '{sides[match[2]].name}' are the same side of one pair")
         sides.setdefault(match[2], path)
-    for name, sides in found.items():
+    for name, sides in pictures.items():
         for side in SIDES.keys() - sides.keys():
             wrong.append(f"'{next(iter(sides.values())).name}' has no partner {name}_{side} ({SIDES[side]})")
-    return found, wrong
+    return pictures, wrong
 
 
 def _flat_layout(folder: Path) -> list[Pair]:
-    found, wrong = loose_pictures(folder)
+    pictures, wrong = loose_pictures(folder)
     wrong = [line for line in wrong if "named neither" not in line]
     if wrong:
-        raise ValueError(f"in '{folder}': {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
+        raise UserError(f"in '{folder}': {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     known = {entry["id"]: entry for entry in manifest_entries(folder)}
     return [
         Pair(
@@ -90,14 +91,14 @@ def _flat_layout(folder: Path) -> list[Pair]:
             source_word=known.get(name, {}).get("source_word"),
             photo=known.get(name, {}).get("photo", name),
         )
-        for name, sides in found.items()
+        for name, sides in pictures.items()
     ]
 
 
 def _own_instruction(entry: dict[str, Any], folder: Path) -> str | None:
     text = entry.get("instruction")
     if text is not None and not (isinstance(text, str) and text.strip()):
-        raise ValueError(f"the manifest of '{folder}' has the instruction {text!r} for pair '{entry['id']}'")
+        raise UserError(f"the manifest of '{folder}' has the instruction {text!r} for pair '{entry['id']}'")
     return text
 
 
@@ -114,9 +115,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 pairs = content["pairs"]
                 if not isinstance(pairs, list) or not all(isinstance(e, dict) and "id" in e for e in pairs):
-                    raise ValueError("no list of pairs in it")
+                    raise UserError("no list of pairs in it")
             except (ValueError, KeyError, TypeError, OSError) as error:
-                raise ValueError(f"'{path}' is no manifest that can be read ({error})") from error
+                raise UserError(f"'{path}' is no manifest that can be read ({error})") from error
             return content
     return {}
 
@@ -133,13 +134,13 @@ def _seeds_layout(folder: Path) -> Iterator[Pair]:
         listed = json.loads((folder / "seeds.json").read_text(encoding="utf-8"))
         rows = [(str(name), [str(seed) for seed in seeds]) for name, seeds in listed]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"'{folder / 'seeds.json'}' is no list of [folder, seeds] ({error})") from error
+        raise UserError(f"'{folder / 'seeds.json'}' is no list of [folder, seeds] ({error})") from error
     for name, seeds in rows:
         prompt = folder / name / "prompt.json"
         try:
             instruction = json.loads(prompt.read_text(encoding="utf-8"))["edit"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"'{prompt}' has no instruction under 'edit' ({error})") from error
+            raise UserError(f"'{prompt}' has no instruction under 'edit' ({error})") from error
         for seed in seeds:
             sides = [_picture(folder / name, f"{seed}_{side}") for side in SIDES]
             yield Pair(f"{name}/{seed}", *sides, instruction=instruction, photo=name)
@@ -149,7 +150,7 @@ def _picture(folder: Path, stem: str) -> Path:
     for suffix in SUFFIXES:
         if (folder / f"{stem}{suffix}").is_file():
             return folder / f"{stem}{suffix}"
-    raise ValueError(f"'{folder}' lacks the picture {stem} that seeds.json names")
+    raise UserError(f"'{folder}' lacks the picture {stem} that seeds.json names")
 
 
 def _natural(text: str) -> tuple:

@@ -12,6 +12,7 @@ from ldm.data import instructions as words
 from ldm.data.augment import JointCrop, Size
 from ldm.data.entries import Visited
 from ldm.data.images import SUFFIXES, open_rgb, to_tensor
+from ldm.errors import MissingFileError, UserError
 
 INSTANCE_CAPTIONS = ("a {identifier} {class_word}",)
 CLASS_CAPTIONS = ("a {class_word}",)
@@ -46,14 +47,14 @@ class PersonalizedImages(Visited):
         """
         folder = Path(data_root)
         if not folder.is_dir():
-            raise FileNotFoundError(f"folder of photos '{folder}' does not exist")
+            raise MissingFileError(f"folder of photos '{folder}' does not exist")
         files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
         if not files:
-            raise FileNotFoundError(f"folder '{folder}' holds no pictures ({', '.join(SUFFIXES)})")
+            raise MissingFileError(f"folder '{folder}' holds no pictures ({', '.join(SUFFIXES)})")
         if not class_word or not class_word.strip():
-            raise ValueError("the class word is empty; say what the subject is, like dog")
+            raise UserError("the class word is empty; say what the subject is, like dog")
         if not reg and not identifier.strip():
-            raise ValueError("the identifier is empty; give a rare word such as sks")
+            raise UserError("the identifier is empty; give a rare word such as sks")
         self.class_word, self.identifier, self.source_word = class_word, "" if reg else identifier, None
         default = CLASS_CAPTIONS if reg else INSTANCE_CAPTIONS
         self.templates = words.check_templates(templates or default, () if reg else ("identifier",))

@@ -13,6 +13,7 @@ from ldm.data.augment import JointCrop, Size, to_common_aspect
 from ldm.data.entries import Visited
 from ldm.data.images import open_rgb, to_tensor
 from ldm.data.pairs import Pair, find_pairs, read_manifest
+from ldm.errors import UserError
 
 
 class PersonalizedEdit(Visited):
@@ -51,7 +52,7 @@ class PersonalizedEdit(Visited):
         default = words.REGULARIZATION_TEMPLATES if reg else words.INSTANCE_TEMPLATES
         self.templates = words.check_templates(templates or default, () if reg else ("identifier",))
         if not reg and not identifier.strip():
-            raise ValueError("the identifier is empty; give a rare word such as sks")
+            raise UserError("the identifier is empty; give a rare word such as sks")
         self._check_words(pairs, data_root)
         view = JointCrop(size, min_resize, max_resize, crop, flip, aspect_buckets)
         super().__init__(pairs, [p.photo or p.id for p in pairs], view, reg, repeats, seed, held_out, limit)
@@ -70,12 +71,12 @@ class PersonalizedEdit(Visited):
                 ("source_word", pair.source_word or self.source_word),
             ):
                 if not value and any("{" + name + "}" in template for template in self.templates):
-                    raise ValueError(f"'{root}' has no manifest that says the {name} of pair '{pair.id}'; give {name}")
+                    raise UserError(f"'{root}' has no manifest that says the {name} of pair '{pair.id}'; give {name}")
 
     def sentence(self, pair: Pair, rng: np.random.Generator) -> str:
         """Return an instruction for a pair: its own, with the identifier in its place, or one of the templates."""
         if pair.instruction is not None:
-            return words.told(pair.instruction, self.identifier)
+            return words.with_identifier(pair.instruction, self.identifier)
         template = self.templates[int(rng.random() * len(self.templates))]
         return words.fill(template, self.identifier, self.class_word or "", pair.source_word or self.source_word or "")
 

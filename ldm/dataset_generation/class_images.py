@@ -10,12 +10,28 @@ from tqdm import tqdm
 
 from ldm.data.images import SUFFIXES, save_image
 from ldm.dataset_generation.gates import Gates, judge
-from ldm.files import replacing
+from ldm.errors import UserError
+from ldm.files import read_json, write_json
 from ldm.inference.generator import ImageGenerator
 from ldm.inference.recipe import text_recipe
 from ldm.inference.settings import TextSettings
+from ldm.inference.text_job import TextRequest, load_generator
 
 CLASS_NOTE = ".class-images.json"
+
+
+def generate_class_images(request: TextRequest) -> list[Path]:
+    """Fill the request's folder with its number of ``class_images``; return their paths. Raises UserError."""
+    generator, settings = load_generator(request)
+    return make_class_images(
+        generator,
+        request.prompt[0],
+        Path(request.output),
+        request.class_images or 0,
+        settings,
+        request.seed,
+        request.batch_size,
+    )
 
 
 def make_class_images(
@@ -35,16 +51,15 @@ def make_class_images(
     """
     gates = gates or Gates()
     folder.mkdir(parents=True, exist_ok=True)
-    note = {**text_recipe(generator, settings, prompt, seed)}
+    note = text_recipe(generator.provenance, settings, prompt, seed)
     path = folder / CLASS_NOTE
     if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(note)):
-            raise ValueError(f"'{folder}' holds class images made in another way; choose another --output")
+        if read_json(path) != json.loads(json.dumps(note)):
+            raise UserError(f"'{folder}' holds class images made in another way; choose another --output")
     elif any(p.suffix.lower() in SUFFIXES for p in folder.iterdir()):
-        raise ValueError(f"'{folder}' holds pictures that were not made here; choose another --output")
+        raise UserError(f"'{folder}' holds pictures that were not made here; choose another --output")
     else:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(note), encoding="utf-8")
+        write_json(path, note, indent=None)
     files = [folder / f"{i:04d}.png" for i in range(number)]
     missing = [i for i, file in enumerate(files) if not file.is_file()]
     with tqdm(total=number, initial=number - len(missing), unit="picture", disable=None) as bar:
@@ -61,7 +76,7 @@ def make_class_images(
                 if not todo:
                     break
             if todo:
-                raise ValueError(
+                raise UserError(
                     f"“{prompt}” gives blank pictures, {gates.attempts} times over; try another --precision"
                 )
     return files

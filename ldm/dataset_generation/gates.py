@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ldm.errors import UserError
+
 LOOK = 32  # pixels of a side at which two pictures are compared: fine texture does not count
 PASSED = ""
 UNLIKE, ANOTHER = "unlike its input (CLIP)", "not what was asked (CLIP)"
@@ -39,18 +41,18 @@ class Gates:
             kinds = int if name == "attempts" else (int, float)
             if not isinstance(value, kinds) or isinstance(value, bool):
                 wanted = "a whole number" if name == "attempts" else "a number"
-                raise ValueError(f"gates.{name} is {value!r}; {wanted} is expected")
+                raise UserError(f"gates.{name} is {value!r}; {wanted} is expected")
         if self.attempts < 1:
-            raise ValueError(f"gates.attempts is {self.attempts}; at least 1 is needed")
+            raise UserError(f"gates.attempts is {self.attempts}; at least 1 is needed")
         if not 0 <= self.blank < 1 or not 0 <= self.unchanged <= self.destroyed:
-            raise ValueError(
+            raise UserError(
                 f"gates make no sense: blank {self.blank}, unchanged {self.unchanged}, destroyed {self.destroyed}"
             )
         for name in ("clip_picture", "clip_direction"):
             if not -1 <= getattr(self, name) <= 1:
-                raise ValueError(f"gates.{name} is {getattr(self, name)}; a cosine from -1 to 1 is expected")
+                raise UserError(f"gates.{name} is {getattr(self, name)}; a cosine from -1 to 1 is expected")
         if self.step < 1:
-            raise ValueError(f"gates.step is {self.step}; 1 or more is expected")
+            raise UserError(f"gates.step is {self.step}; 1 or more is expected")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.data.images import check_aspect, open_rgb
-from ldm.data.instructions import IDENTIFIER, told
+from ldm.config import nearest
+from ldm.data.images import check_aspect, find_photos, picture_size, working_copy
+from ldm.data.instructions import IDENTIFIER, with_identifier
+from ldm.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 INSTANCE, REGULARIZATION = "training", "regularization"
 
@@ -30,52 +35,83 @@ class Planned:
     instruction: str = ""
 
     @property
-    def said(self) -> str:
-        """The instruction as the frozen editor is told it: without an identifier."""
-        return told(self.instruction, "")
+    def prompt(self) -> str:
+        """The instruction as the frozen editor reads it: without an identifier; "" where it has none of its own."""
+        return with_identifier(self.instruction, "")
 
 
 def check_words(class_word: str, source_words: Sequence[str]) -> None:
     """Raise ValueError for empty words, or a source word that is the class word."""
     if not class_word.strip():
-        raise ValueError("the class word is empty; say what the subject is, like --class-word dog")
+        raise UserError("the class word is empty; say what the subject is, like --class-word dog")
     if not source_words or any(not word.strip() for word in source_words):
-        raise ValueError("a source word is missing; name what the subject is to replace, like --source-words wolf")
+        raise UserError("a source word is missing; name what the subject is to replace, like --source-words wolf")
     for word in source_words:
         if word.strip().lower() == class_word.strip().lower():
-            raise ValueError(
+            raise UserError(
                 f"the source word '{word}' is the class word; choose another class, such as a wolf for a dog"
             )
     if len(set(source_words)) < len(source_words):
-        raise ValueError(f"a source word is named twice: {', '.join(source_words)}")
+        raise UserError(f"a source word is named twice: {', '.join(source_words)}")
 
 
 def check_sentences(what: str, sentences: Sequence[str]) -> None:
     """Raise ValueError for an empty sentence, or one with another {field} than {word}; ``what`` names its kind."""
     for text in sentences:
         if not text.strip() or "{" in text.replace("{word}", "") or "}" in text.replace("{word}", ""):
-            raise ValueError(f"{what} {text!r}: a sentence is expected, with no other field than {{word}}")
+            raise UserError(f"{what} {text!r}: a sentence is expected, with no other field than {{word}}")
 
 
-def readable(photos: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Return the photos that can be read, and a line for each that cannot. Raises ValueError if none can."""
+def check_subject_sentences(sentences: Sequence[str]) -> None:
+    """Raise UserError for a sentence of the subject's edits without {word} or with another {field}."""
+    for text in sentences:
+        bare = text.replace("{word}", "")
+        if "{word}" not in text or "{" in bare or "}" in bare:
+            raise UserError(f"subject edit {text!r}: a sentence is expected, with {{word}} for the subject's name")
+
+
+def readable(photos: Sequence[Path], resolution: int) -> list[Path]:
+    """Return the photos that can be read and edited, with a warning for each that cannot.
+
+    resolution: pixels of the longer side at which they will be edited. Raises UserError if none can be read.
+    """
     if not photos:
-        raise ValueError("there is no picture to read; name photos, or a folder of them")
+        raise UserError("there is no picture to read; name photos, or a folder of them")
     good, bad = [], []
     for path in photos:
         try:
-            size = open_rgb(path).size
-        except ValueError as error:
+            working_copy(path, resolution)
+        except UserError as error:
             bad.append(str(error))
             continue
         try:
-            check_aspect(size)
+            check_aspect(picture_size(path))
             good.append(path)
-        except ValueError as error:
+        except UserError as error:
             bad.append(f"'{path}': {error}")
     if not good:
-        raise ValueError(f"none of the {len(photos)} pictures can be read: {bad[0]}")
-    return good, bad
+        raise UserError(f"none of the {len(photos)} pictures can be read: {bad[0]}")
+    for line in bad:
+        logger.warning("%s (left out)", line)
+    return good
+
+
+def reg_folders(given: Sequence[str], source_words: Sequence[str], resolution: int) -> dict[str, list[Path]]:
+    """Return the pictures of each source word from ``WORD=FOLDER`` texts (or one FOLDER for one word).
+
+    resolution: see ``readable``. Raises UserError for a word that is no source word.
+    """
+    photos: dict[str, list[Path]] = {}
+    for text in given:
+        word, sign, folder = text.partition("=")
+        if not sign:
+            if len(source_words) != 1 or len(given) != 1:
+                raise UserError(f"'{text}': with several source words say whose pictures these are, WORD=FOLDER")
+            word, folder = source_words[0], text
+        if word not in source_words:
+            raise UserError(f"'{word}' in '{text}' is no source word{nearest(word, list(source_words))}")
+        photos.setdefault(word, []).extend(readable(find_photos([folder]), resolution))
+    return photos
 
 
 def plan_instance(photos: Sequence[Path], source_words: Sequence[str], per_photo: int, seed: int) -> list[Planned]:
@@ -144,10 +180,7 @@ def plan_subject_edits(
 
     Raises ValueError for an instruction without {word} or with another {field}.
     """
-    for text in instructions:
-        bare = text.replace("{word}", "")
-        if "{word}" not in text or "{" in bare or "}" in bare:
-            raise ValueError(f"subject edit {text!r}: a sentence is expected, with {{word}} for the subject's name")
+    check_subject_sentences(instructions)
     plan = []
     for i, which, place in _turns(number, len(instructions)):
         text = " ".join(instructions[which].replace("{word}", f"{IDENTIFIER} {class_word}").split())

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ldm.errors import UserError
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -68,7 +70,7 @@ def drop_conditioning(
     [0, 1), or else from ``generator`` (CPU). Raises ValueError if the probabilities do not fit in [0, 1].
     """
     if min(text, image, both) < 0 or text + image + both > 1:
-        raise ValueError(f"dropout probabilities text={text}, image={image}, both={both} must be >= 0, sum <= 1")
+        raise UserError(f"dropout probabilities text={text}, image={image}, both={both} must be >= 0, sum <= 1")
     u = torch.rand(len(conditioning), generator=generator) if u is None else u
     u = u.to(conditioning.c_crossattn.device)
     lost = dropped(u, text, image, both)

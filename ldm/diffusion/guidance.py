@@ -6,12 +6,13 @@ import torch
 
 from ldm.diffusion.conditioning import Conditioning, null_picture
 from ldm.diffusion.denoiser import Denoiser
+from ldm.errors import UserError
 
 
 def check_interval(interval: tuple[float, float] | None) -> None:
     """Raise ValueError unless an interval of noise levels is None or 0 <= low < high."""
     if interval is not None and not 0 <= interval[0] < interval[1]:
-        raise ValueError(f"guidance interval {interval[0]},{interval[1]}: needs 0 <= low < high (noise levels)")
+        raise UserError(f"guidance interval {interval[0]},{interval[1]}: needs 0 <= low < high (noise levels)")
 
 
 class GuidedDenoiser:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import UserError
 
 
 def sample_losses(
@@ -17,7 +18,7 @@ def sample_losses(
     ValueError otherwise.
     """
     if loss_type not in ("l2", "l1"):
-        raise ValueError(f"unknown loss_type '{loss_type}'; known: l2, l1")
+        raise UserError(f"unknown loss_type '{loss_type}'; known: l2, l1")
     error = (F.mse_loss if loss_type == "l2" else F.l1_loss)(prediction.float(), target.float(), reduction="none")
     return (error if weight is None else error * weight).flatten(1).mean(1)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from ldm.errors import UserError
+
 PARAMETERIZATIONS = ("eps", "v", "x0")
 
 
 def check_parameterization(name: str) -> str:
     """Return the name if it is known; raise ValueError otherwise."""
     if name not in PARAMETERIZATIONS:
-        raise ValueError(f"unknown parameterization '{name}'; known: {', '.join(PARAMETERIZATIONS)}")
+        raise UserError(f"unknown parameterization '{name}'; known: {', '.join(PARAMETERIZATIONS)}")
     return name
 
 

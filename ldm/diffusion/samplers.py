@@ -19,6 +19,8 @@ from itertools import pairwise
 
 import torch
 
+from ldm.errors import UserError
+
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Noise = Callable[[], torch.Tensor]
 Callback = Callable[[int, torch.Tensor, torch.Tensor], None]
@@ -202,7 +204,7 @@ def unipc(
     evaluation a step. The first steps and the last two use the orders that the history and stability allow.
     """
     if order not in (1, 2, 3):
-        raise ValueError(f"unipc order is {order}; 1, 2 or 3 is expected")
+        raise UserError(f"unipc order is {order}; 1, 2 or 3 is expected")
     history: list[tuple[torch.Tensor, torch.Tensor]] = []  # (sigma, denoised), oldest first
     start, used = z, 0
     steps = len(sigmas) - 1
@@ -282,5 +284,5 @@ STOCHASTIC = ("euler_a", "dpmpp_2m_sde")
 def get_sampler(name: str):
     """Return a sampler by name; raise ValueError that lists the known ones."""
     if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler '{name}'; known: {', '.join(SAMPLERS)}")
+        raise UserError(f"unknown sampler '{name}'; known: {', '.join(SAMPLERS)}")
     return SAMPLERS[name]

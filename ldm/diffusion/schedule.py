@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ldm.errors import UserError
+
 
 def make_betas(
     timesteps: int = 1000, linear_start: float = 0.00085, linear_end: float = 0.0120, kind: str = "linear"
@@ -16,7 +18,7 @@ def make_betas(
     Returns: float64 ``(timesteps,)``. Raises ValueError for an unknown kind or fewer than two steps.
     """
     if timesteps < 2:
-        raise ValueError(f"timesteps is {timesteps}; a schedule needs at least 2")
+        raise UserError(f"timesteps is {timesteps}; a schedule needs at least 2")
     f64 = {"dtype": torch.float64, "device": "cpu"}
     if kind == "linear":
         return torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, **f64) ** 2
@@ -26,7 +28,7 @@ def make_betas(
         u = torch.linspace(0, timesteps, timesteps + 1, **f64) / timesteps
         alphas_cumprod = torch.cos((u + 0.008) / 1.008 * torch.pi / 2) ** 2
         return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
-    raise ValueError(f"unknown beta_schedule '{kind}'; known: linear, sqrt_linear, cosine")
+    raise UserError(f"unknown beta_schedule '{kind}'; known: linear, sqrt_linear, cosine")
 
 
 class Schedule:
@@ -122,10 +124,10 @@ SPACINGS = {"uniform": uniform_sigmas, "karras": karras_sigmas}
 def make_sigmas(schedule: Schedule, steps: int, spacing: str = "uniform") -> torch.Tensor:
     """Return the sampling noise levels by the spacing's name; see ``SPACINGS``. Raises ValueError for another name."""
     if spacing not in SPACINGS:
-        raise ValueError(f"unknown spacing '{spacing}'; known: {', '.join(SPACINGS)}")
+        raise UserError(f"unknown spacing '{spacing}'; known: {', '.join(SPACINGS)}")
     return SPACINGS[spacing](schedule, steps)
 
 
 def _check_steps(steps: int) -> None:
     if steps < 1:
-        raise ValueError(f"steps is {steps}; sampling needs at least 1")
+        raise UserError(f"steps is {steps}; sampling needs at least 1")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ldm.errors import MissingFileError, UserError
 from ldm.evaluation.metrics import MEASURES
 from ldm.evaluation.statistics import bootstrap
 
@@ -16,13 +17,13 @@ def read_results(path: Path) -> dict[str, Any]:
     """Return what an evaluation's folder (or its ``results.json``) holds. Raises FileNotFoundError or ValueError."""
     file = path / "results.json" if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"'{path}' has no results.json; give a folder that evaluate.py made")
+        raise MissingFileError(f"'{path}' has no results.json; give a folder that evaluate.py made")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"'{file}' cannot be read ({error})") from error
+        raise UserError(f"'{file}' cannot be read ({error})") from error
     if not isinstance(content, dict) or "suite" not in content or not _are_records(content.get("records")):
-        raise ValueError(f"'{file}' is no result of evaluate.py")
+        raise UserError(f"'{file}' is no result of evaluate.py")
     return content
 
 
@@ -50,7 +51,7 @@ def compare(a: Path, b: Path) -> str:
     """
     first, second = read_results(a), read_results(b)
     if first["suite"] != second["suite"]:
-        raise ValueError(f"'{a}' is of suite {first['suite']}, '{b}' of {second['suite']}: they cannot be compared")
+        raise UserError(f"'{a}' is of suite {first['suite']}, '{b}' of {second['suite']}: they cannot be compared")
     left, right = (_by_picture(content) for content in (first, second))
     unlike = _unlike_backbones(first, second)
     lines = ["| method | measure | A | B | B - A | pictures |", "|---|---|---|---|---|---|"]
@@ -74,7 +75,7 @@ def compare(a: Path, b: Path) -> str:
     if len(lines) == 2:
         older = [str(path) for path, keys in ((a, left), (b, right)) if all(key[-1] is None for key in keys)]
         why = f": '{older[0]}' does not say which inputs it had; evaluate it again" if len(older) == 1 else ""
-        raise ValueError(f"'{a}' and '{b}' have no picture and measure in common{why}")
+        raise UserError(f"'{a}' and '{b}' have no picture and measure in common{why}")
     notes = [f"- {title}: {line}" for title, content in (("A", first), ("B", second)) for line in _weights(content)]
     notes += [f"- left out: {line}" for line in unlike.values()]
     notes += [f"- not alike: {line}" for line in _differences(first, second)]
@@ -88,25 +89,25 @@ def _by_picture(content: dict[str, Any]) -> dict[tuple, dict[str, float]]:
 
 def _unlike_backbones(first: dict[str, Any], second: dict[str, Any]) -> dict[str, str]:
     """Return the backbones that both results have but that are not the same, with what to say of them."""
-    found = {}
+    unlike = {}
     for key, ours in (first.get("backbones") or {}).items():
         theirs = (second.get("backbones") or {}).get(key, ours)
         marks = [about.get("hash") for about in (ours, theirs)]
         if marks[0] != marks[1] if all(marks) else ours != theirs:
             names = ", ".join(name for name, about in MEASURES.items() if about.backbone == key)
             said = " and ".join(f"'{about.get('weights')}' ({about.get('preprocessing')})" for about in (ours, theirs))
-            found[key] = f"{names}, measured by {said}"
-    return found
+            unlike[key] = f"{names}, measured by {said}"
+    return unlike
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     """Return what besides weights and backbones is not the same in both: how they were made, settings, prompts."""
-    found = []
+    differences = []
     ours, theirs = (content.get("made with") or {} for content in (first, second))
     for key in sorted(set(ours) & set(theirs)):
         if ours[key] != theirs[key]:
             short = not isinstance(ours[key], (dict, list))
-            found.append(f"{key}" + (f" ({ours[key]} and {theirs[key]})" if short else ""))
+            differences.append(f"{key}" + (f" ({ours[key]} and {theirs[key]})" if short else ""))
     settings = [
         {(m.get("method"), m.get("subject")): m.get("settings") or {} for m in content.get("methods") or []}
         for content in (first, second)
@@ -115,13 +116,13 @@ def _differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
         a, b = settings[0][key], settings[1].get(key, settings[0][key])
         unlike = [f"{name} {a.get(name)} and {b.get(name)}" for name in {**a, **b} if a.get(name) != b.get(name)]
         if unlike:
-            found.append(f"settings of {key[0]} ({', '.join(unlike)})")
+            differences.append(f"settings of {key[0]} ({', '.join(unlike)})")
     prompts = [
         {(r["method"], r["case"], r["index"], r["seed"]): r.get("prompt") for r in content["records"]}
         for content in (first, second)
     ]
     others = [key for key, text in prompts[0].items() if prompts[1].get(key, text) != text]
-    return found + [
+    return differences + [
         f"prompts of {method} in {n} pictures"
         for method in dict.fromkeys(key[0] for key in others)
         if (n := sum(key[0] == method for key in others))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
@@ -16,14 +15,16 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ldm.checkpoint.save import weights_hash
 from ldm.data.contact_sheet import contact_sheet
 from ldm.data.images import open_rgb, resize, save_image, to_images, to_tensor
+from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.methods import Method, Wanted, make_pictures, read_pictures
 from ldm.evaluation.report import SHEET_ROWS, write_report
 from ldm.evaluation.results import BOUNDS, INPUT, PHOTOS, TRUTH, Record, Results, write_files
 from ldm.evaluation.suites import TEXT_METHODS, Case, Subject, Suite, photos_of, prompt_of
-from ldm.models.backbones import weights_hash
+from ldm.files import content_hash
 from ldm.models.devices import choose_device, choose_precision
 from ldm.spriteworld.judging.measures import edited_region
 from ldm.spriteworld.judging.recogniser import Recogniser
@@ -70,7 +71,7 @@ def evaluate(
     jobs = {id(m): [(p, wanted_of(p, m, output)) for p in cases if _answers(m, p.case)] for m in methods}
     for method in methods:
         if not jobs[id(method)]:
-            raise ValueError(f"method {method.name} has nothing to do in suite '{suite.name}': no case has its prompt")
+            raise UserError(f"method {method.name} has nothing to do in suite '{suite.name}': no case has its prompt")
     made_with = _made_with(suite, recogniser, device, precision)
     total = sum(len(wanted) for job in jobs.values() for _, wanted in job)
     with tqdm(total=total, unit="picture", disable=None) as bar:
@@ -109,7 +110,7 @@ def _made_with(suite: Suite, recogniser: Recogniser | None, device: str, precisi
         "project": version("instruct2dream"),
         "device": place.type,
         "precision": choose_precision(precision, place),
-        "cases": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16],
+        "cases": content_hash(json.dumps(asked, sort_keys=True)),
         "recogniser": "" if recogniser is None else weights_hash(recogniser),
         "photos": {s.name: [fingerprint_of(open_rgb(p)) for p in photos_of(s)] for s in suite.subjects.values()},
     }
@@ -171,13 +172,13 @@ def prepare(case: Case, seeds: Sequence[int]) -> Prepared:
         if case.mask is not None:
             mask = open_rgb(case.mask).convert("L")
             if mask.size != inputs[0].size:
-                raise ValueError(
+                raise UserError(
                     f"mask '{case.mask}' is {mask.size[0]} x {mask.size[1]}, its picture {inputs[0].size[0]} x "
                     f"{inputs[0].size[1]}; make them the same size"
                 )
             region = (to_tensor(mask.convert("RGB"))[:, :1] > 0).float()
             if bool(region.all()):
-                raise ValueError(f"mask '{case.mask}' covers the whole picture: no background is left to measure")
+                raise UserError(f"mask '{case.mask}' covers the whole picture: no background is left to measure")
     n = len(inputs)
     numbers = [seed + 1000 * i for seed in seeds for i in range(n)]
     prints = [fingerprint_of(picture) for picture in inputs]
@@ -196,7 +197,7 @@ def prepare(case: Case, seeds: Sequence[int]) -> Prepared:
 
 def fingerprint_of(picture: Image.Image) -> str:
     """Return what tells a picture's pixels from another's."""
-    return hashlib.sha256(picture.tobytes()).hexdigest()[:16]
+    return content_hash(picture.tobytes())
 
 
 def wanted_of(prepared: Prepared, method: Method, output: Path) -> list[Wanted]:
@@ -235,12 +236,12 @@ def _measure_case(
     for name, (pictures, wanted) in rows.items():
         inputs = [None] * n if name in TEXT_METHODS else prepared.inputs
         captions = (case.caption_before, case.caption_after)
-        found = metrics.field_measures(models, pictures, others, inputs, captions, case.kind == "prior")
-        found |= _by_ground_truth(prepared, pictures, others, models, recogniser, name not in TEXT_METHODS)
+        measures = metrics.field_measures(models, pictures, others, inputs, captions, case.kind == "prior")
+        measures |= _by_ground_truth(prepared, pictures, others, models, recogniser, name not in TEXT_METHODS)
         if prepared.different < 2 and name not in TEXT_METHODS:  # alike whatever became of the prior
-            found = {key: values for key, values in found.items() if not metrics.MEASURES[key].pairs}
+            measures = {key: values for key, values in measures.items() if not metrics.MEASURES[key].pairs}
         if name in BOUNDS:
-            found = _without_copies(found, prepared.different, n)
+            measures = _without_copies(measures, prepared.different, n)
         for i in range(n):
             records.append(
                 Record(
@@ -254,19 +255,19 @@ def _measure_case(
                     prompt=wanted[i].prompt if wanted else "",
                     input=prepared.prints[i],
                     file=str(wanted[i].path.relative_to(output)) if wanted else "",
-                    measures={key: float(values[i]) for key, values in found.items()},
+                    measures={key: float(values[i]) for key, values in measures.items()},
                 )
             )
     return records
 
 
-def _without_copies(found: dict[str, torch.Tensor], different: int, n: int) -> dict[str, torch.Tensor]:
+def _without_copies(measures: dict[str, torch.Tensor], different: int, n: int) -> dict[str, torch.Tensor]:
     """Return the measures of a bound, in which each of ``different`` pictures stands n / different times: a copy is at
     no distance from itself, so comparisons of each picture with all others come out too small by a known factor."""
     if different < 2 or different == n:
-        return found
+        return measures
     factor = (n - 1) / (n - n / different)
-    return {name: values * factor if metrics.MEASURES[name].pairs else values for name, values in found.items()}
+    return {name: values * factor if metrics.MEASURES[name].pairs else values for name, values in measures.items()}
 
 
 def others_of(case: Case, photos: dict[Path, Image.Image]) -> list[Image.Image]:
@@ -285,40 +286,40 @@ def _by_ground_truth(
     edited: bool,
 ) -> dict[str, torch.Tensor]:
     """Return what a drawn scene's truth and a mask of the edited region can tell."""
-    found: dict[str, torch.Tensor] = {}
+    measures: dict[str, torch.Tensor] = {}
     if prepared.scenes is None and prepared.region is None:
-        return found
+        return measures
     x = to_tensor([resize(picture, prepared.inputs[0].size) for picture in pictures])
     if prepared.scenes is not None and recogniser is not None:
         near = to_tensor(photos) if photos else None
-        found |= exact_measures(prepared.case, prepared.scenes, x, recogniser, near, edited)
+        measures |= exact_measures(prepared.case, prepared.scenes, x, recogniser, near, edited)
     if prepared.region is not None:
         before, region = to_tensor(prepared.inputs), prepared.region.expand(len(x), -1, -1, -1)
-        found |= metrics.background(x, before, region)
+        measures |= metrics.background(x, before, region)
     region = prepared.region
     if prepared.scenes is not None and prepared.case.reach == "local":
         region = edited_region(prepared.scenes.was, prepared.scenes.will)
     if region is not None and "lpips" in models:
-        found["background LPIPS"] = metrics.background_distance(models["lpips"], pictures, prepared.inputs, region)
-    return found
+        measures["background LPIPS"] = metrics.background_distance(models["lpips"], pictures, prepared.inputs, region)
+    return measures
 
 
 def _measure_photos(
     subject: Subject, photos: list[Image.Image], models: dict[str, Any], recogniser: Recogniser | None
 ) -> list[Record]:
     """The bound above: the subject's own photos, each against the others."""
-    found: dict[str, torch.Tensor] = {}
+    measures: dict[str, torch.Tensor] = {}
     for key, name in (("dino", "DINO"), ("clip", "CLIP-I")):
         if key in models and len(photos) > 1:
-            found[name] = metrics.leave_one_out(models[key].images(photos))
-    if "DINO" in found:
-        found["PRES"] = found["DINO"]
+            measures[name] = metrics.leave_one_out(models[key].images(photos))
+    if "DINO" in measures:
+        measures["PRES"] = measures["DINO"]
     if subject.world and recogniser is not None and photos:
         x = to_tensor(photos)
-        found["subject recognised"] = recogniser.is_subject(x, subject.world).float()
+        measures["subject recognised"] = recogniser.is_subject(x, subject.world).float()
         if len(photos) > 1:
-            found["PRES (recogniser)"] = metrics.leave_one_out(recogniser.described(x))
-    if not found:
+            measures["PRES (recogniser)"] = metrics.leave_one_out(recogniser.described(x))
+    if not measures:
         return []
     return [
         Record(
@@ -332,7 +333,7 @@ def _measure_photos(
             prompt="",
             input=fingerprint_of(photo),
             file="",
-            measures={key: float(values[i]) for key, values in found.items()},
+            measures={key: float(values[i]) for key, values in measures.items()},
         )
         for i, photo in enumerate(photos)
     ]

@@ -6,11 +6,11 @@ import argparse
 import logging
 from pathlib import Path
 
-from ldm.data.images import check_writable
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.methods import read_methods
 from ldm.evaluation.results import as_markdown
 from ldm.evaluation.suites import read_suite
+from ldm.files import check_writable
 from ldm.models.backbones import backbones
 from ldm.models.devices import choose_device
 from ldm.spriteworld.judging.recogniser import load_recogniser

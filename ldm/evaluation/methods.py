@@ -15,6 +15,7 @@ from ldm.checkpoint.inspect import without_checkpoints
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.config import instantiate_from_config, nearest
 from ldm.data.images import open_rgb, save_image
+from ldm.errors import UserError
 from ldm.evaluation.suites import METHODS, TEXT_METHODS, Suite
 from ldm.files import fingerprint
 from ldm.inference.editor import ImageEditor
@@ -71,13 +72,13 @@ def read_methods(given: Sequence[str], suite: Suite) -> list[Method]:
         key, equals, path = text.partition("=")
         name, _, subject = key.partition(":")
         if not equals or not path:
-            raise ValueError(f"--methods: '{text}' is not NAME=RUN (or NAME:SUBJECT=RUN)")
+            raise UserError(f"--methods: '{text}' is not NAME=RUN (or NAME:SUBJECT=RUN)")
         if name not in METHODS:
-            raise ValueError(f"unknown method '{name}'{nearest(name, list(METHODS))}; known: {', '.join(METHODS)}")
+            raise UserError(f"unknown method '{name}'{nearest(name, list(METHODS))}; known: {', '.join(METHODS)}")
         if subject and subject not in suite.subjects:
-            raise ValueError(f"--methods {key}: unknown subject; the suite has {', '.join(suite.subjects)}")
+            raise UserError(f"--methods {key}: unknown subject; the suite has {', '.join(suite.subjects)}")
         if any(m.name == name and (not m.subject or not subject or m.subject == subject) for m in methods):
-            raise ValueError(f"method '{key}' is given twice; compare two runs of one method with --compare")
+            raise UserError(f"method '{key}' is given twice; compare two runs of one method with --compare")
         checkpoint = read_checkpoint(path)
         file = checkpoint.path
         _check_kind(name, checkpoint)
@@ -95,9 +96,9 @@ def _check_sides(name: str, checkpoint: Checkpoint, settings: EditSettings | Tex
         with torch.device("meta"):
             grid = instantiate_from_config(without_checkpoints(config_for(checkpoint)["model"])).grid()
         try:
-            settings.checked(grid)
+            settings.check_grid(grid)
         except ValueError as error:
-            raise ValueError(f"{name} in settings of suite '{suite.name}': {error}") from error
+            raise UserError(f"{name} in settings of suite '{suite.name}': {error}") from error
 
 
 def _check_kind(name: str, checkpoint: Checkpoint) -> None:
@@ -108,7 +109,7 @@ def _check_kind(name: str, checkpoint: Checkpoint) -> None:
     edits = first.shape[1] > last.shape[0]
     if edits == (name in TEXT_METHODS):
         kind = "edits pictures" if edits else "makes pictures from text alone"
-        raise ValueError(
+        raise UserError(
             f"method {name}, '{checkpoint.path}': it {kind} ({first.shape[1]} input channels for {last.shape[0]} of a "
             "latent); give the weights of the other kind"
         )
@@ -120,7 +121,7 @@ def _check_learned(name: str, subject: str, checkpoint: Checkpoint, suite: Suite
     for asked in (suite.subjects[subject],) if subject else suite.subjects.values():
         theirs = tuple(learned.get(key, getattr(asked, key)) for key in ("identifier", "class_word"))
         if theirs != (asked.identifier, asked.class_word):
-            raise ValueError(
+            raise UserError(
                 f"method {name}, '{checkpoint.path}': it learned “{' '.join(theirs)}”, but subject {asked.name} of the "
                 f"suite is “{asked.identifier} {asked.class_word}”; for one subject of several say {name}:SUBJECT=RUN"
             )
@@ -151,7 +152,7 @@ def make_pictures(
     try:
         model: Any = load(method.checkpoint, device=device, precision=precision)
     except ValueError as error:
-        raise ValueError(f"method {method.name}, '{method.path}': {error}") from error
+        raise UserError(f"method {method.name}, '{method.path}': {error}") from error
     for batch in _batches(todo, wanted, batch_size):
         prompts, seeds = [wanted[i].prompt for i in batch], [wanted[i].seed for i in batch]
         if text:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ldm.data.images import resize, to_tensor
+from ldm.errors import UserError
 
 LPIPS_SIZE = (256, 256)  # LPIPS depends on the scale: every method's pictures are compared at this one
 
@@ -78,7 +79,7 @@ def leave_one_out(photos: torch.Tensor) -> torch.Tensor:
     """Return each photo's mean cosine to the others: the upper bound of ``similarity``. Needs two photos."""
     k = len(photos)
     if k < 2:
-        raise ValueError("one photo has no others to be compared with")
+        raise UserError("one photo has no others to be compared with")
     return ((photos @ photos.T).sum(1) - 1) / (k - 1)
 
 
@@ -88,8 +89,8 @@ def direction(after: torch.Tensor, before: torch.Tensor, target: torch.Tensor, s
     An unchanged picture has no direction and counts 0.
     """
     change, wish = after - before, target - source
-    found = F.cosine_similarity(change, wish.expand_as(change), dim=1)
-    return torch.where(change.norm(dim=1) < 1e-6, torch.zeros_like(found), found)
+    cosine = F.cosine_similarity(change, wish.expand_as(change), dim=1)
+    return torch.where(change.norm(dim=1) < 1e-6, torch.zeros_like(cosine), cosine)
 
 
 def background(x: torch.Tensor, source: torch.Tensor, region: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -100,7 +101,7 @@ def background(x: torch.Tensor, source: torch.Tensor, region: torch.Tensor) -> d
     outside = (region < 0.5).float().expand_as(x)
     area = outside.flatten(1).sum(1)
     if bool((area == 0).any()):
-        raise ValueError("the mask covers the whole picture: no background is left to measure")
+        raise UserError("the mask covers the whole picture: no background is left to measure")
     error = (x - source) / 2 * outside
     square = error.square().flatten(1).sum(1) / area
     return {
@@ -143,21 +144,21 @@ def field_measures(
 ) -> dict[str, torch.Tensor]:
     """Return the measures that backbones give for pictures of one case. inputs: what was edited; captions: of
     the picture before and after, "" if there is none; prior: these are plain class samples."""
-    found: dict[str, torch.Tensor] = {}
+    measures: dict[str, torch.Tensor] = {}
     if "dino" in models and photos:
         name = "PRES" if prior else "DINO"
-        found[name] = similarity(models["dino"].images(images), models["dino"].images(photos))
+        measures[name] = similarity(models["dino"].images(images), models["dino"].images(photos))
     if "clip" in models:
         features = models["clip"].images(images)
         if photos and not prior:
-            found["CLIP-I"] = similarity(features, models["clip"].images(photos))
+            measures["CLIP-I"] = similarity(features, models["clip"].images(photos))
         before_words, after_words = captions
         if after_words:
             wish = models["clip"].texts([after_words])
-            found["CLIP-T"] = (features @ wish.T)[:, 0]
+            measures["CLIP-T"] = (features @ wish.T)[:, 0]
             if before_words and all(image is not None for image in inputs):
                 before = models["clip"].images([image for image in inputs if image is not None])
-                found["CLIP direction"] = direction(features, before, wish, models["clip"].texts([before_words]))
+                measures["CLIP direction"] = direction(features, before, wish, models["clip"].texts([before_words]))
     if "lpips" in models and prior:
-        found["DIV"] = pair_distances(models["lpips"], images)
-    return found
+        measures["DIV"] = pair_distances(models["lpips"], images)
+    return measures

@@ -92,8 +92,8 @@ def _counts(results: Results) -> str:
 def best_of(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence[str]) -> str | None:
     """Return the method that is clearly best by a measure (its interval apart from all others'), or None."""
     better = MEASURES[measure].better
-    found = {name: values[measure] for name, values in rows.items() if measure in values and name not in bounds}
-    if len(found) < 2 or not all(v.known for v in found.values()):
+    intervals = {name: values[measure] for name, values in rows.items() if measure in values and name not in bounds}
+    if len(intervals) < 2 or not all(v.known for v in intervals.values()):
         return None
 
     def span(v: Interval) -> tuple[float, float]:
@@ -105,8 +105,8 @@ def best_of(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence
         ends = (abs(v.low - 1), abs(v.high - 1))
         return (0.0 if v.low <= 1 <= v.high else min(ends)), max(ends)
 
-    first, *others = sorted(found, key=lambda name: sum(span(found[name])))
-    return first if span(found[first])[1] < min(span(found[name])[0] for name in others) else None
+    first, *others = sorted(intervals, key=lambda name: sum(span(intervals[name])))
+    return first if span(intervals[first])[1] < min(span(intervals[name])[0] for name in others) else None
 
 
 def _table(rows: dict[str, dict[str, Interval]], bounds: Sequence[str], unshared: Sequence[str] = ()) -> str:
@@ -150,20 +150,20 @@ def _plots(rows: dict[str, dict[str, Interval]], bounds: Sequence[str]) -> str:
 
 def _plot(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence[str]) -> str:
     """One measure: a dot and its interval for every method, as SVG."""
-    found = {name: values[measure] for name, values in rows.items() if measure in values}
-    spans = [(v.low, v.high) if v.known else (v.mean, v.mean) for v in found.values()]
+    intervals = {name: values[measure] for name, values in rows.items() if measure in values}
+    spans = [(v.low, v.high) if v.known else (v.mean, v.mean) for v in intervals.values()]
     low, high = min(0.0, *(s[0] for s in spans)), max(s[1] for s in spans)
     if "(dB)" in measure:
         low = min(s[0] for s in spans) - 1
     span = (high - low) or 1.0
     left, width, line = 120, 330, 22
-    height = 26 + line * len(found) + 18
+    height = 26 + line * len(intervals) + 18
 
     def x(value: float) -> float:
         return left + (value - low) / span * (width - left - 14)
 
     marks = [f'<text x="0" y="14" font-weight="600" fill="currentColor">{escape(measure)}</text>']
-    for i, (name, v) in enumerate(found.items()):
+    for i, (name, v) in enumerate(intervals.items()):
         y = 34 + i * line
         colour = "var(--bound)" if name in bounds else "var(--mark)"
         marks.append(f'<text x="0" y="{y + 4}" fill="currentColor">{escape(_title(name))}</text>')
@@ -186,17 +186,17 @@ def _case(results: Results, case: Any) -> str:
         head += f'<p class="soft">{escape(case.unmasked)}: how well the background is kept is not measured here.</p>'
     for note in case.left_out:
         head += f'<p class="soft">{escape(note)}.</p>'
-    told: dict[str, str] = {}
+    prompts: dict[str, str] = {}
     for record in results.records:
         if record.case == case.name and record.prompt:
-            told.setdefault(record.method, record.prompt)
+            prompts.setdefault(record.method, record.prompt)
     shown = max((r.index for r in results.records if r.case == case.name), default=0) + 1
     if shown > SHEET_ROWS:
         head += f'<p class="soft">The first {SHEET_ROWS} of {shown} pictures.</p>'
-    several = {r.method for r in results.records if r.case == case.name and r.prompt not in ("", told.get(r.method))}
-    more = {m: " <span class='soft'>(the first picture)</span>" if m in several else "" for m in told}
-    words = "".join(f"<dt>{escape(_title(m))}</dt><dd>“{escape(p)}”{more[m]}</dd>" for m, p in told.items())
-    missing = [m for m in dict.fromkeys(m["method"] for m in results.methods) if m not in told]
+    several = {r.method for r in results.records if r.case == case.name and r.prompt not in ("", prompts.get(r.method))}
+    more = {m: " <span class='soft'>(the first picture)</span>" if m in several else "" for m in prompts}
+    words = "".join(f"<dt>{escape(_title(m))}</dt><dd>“{escape(p)}”{more[m]}</dd>" for m, p in prompts.items())
+    missing = [m for m in dict.fromkeys(m["method"] for m in results.methods) if m not in prompts]
     why = {m: "has no weights for this subject here" if m in case.prompts else "has no prompt here" for m in missing}
     words += "".join(f"<dt>{escape(_title(m))}</dt><dd>{why[m]}</dd>" for m in missing)
     data = base64.b64encode(results.sheets[case.name].read_bytes()).decode()

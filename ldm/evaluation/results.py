@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ import torch
 from ldm.evaluation import metrics
 from ldm.evaluation.statistics import Interval, bootstrap
 from ldm.evaluation.suites import TEXT_METHODS, Suite
-from ldm.files import replacing
+from ldm.files import replacing, write_json
 
 INPUT, TRUTH, PHOTOS = "input copied", "exact answer", "real photos"
 BOUNDS = (INPUT, TRUTH, PHOTOS)
@@ -62,13 +61,13 @@ class Results:
         """The kinds over which a table is made: group -> the case names in it."""
         cases = [case for case in self.suite.cases if not case.hole]
         edits = [case for case in cases if case.kind != "prior"]
-        found = {"all edits": [case.name for case in edits]}
+        groups = {"all edits": [case.name for case in edits]}
         for reach in ("global", "local"):
-            found[f"{reach} edits"] = [case.name for case in edits if case.reach == reach]
+            groups[f"{reach} edits"] = [case.name for case in edits if case.reach == reach]
         for case in edits:
-            found.setdefault(case.kind, []).append(case.name)
-        found["prior (the plain class)"] = [case.name for case in cases if case.kind == "prior"]
-        return {name: names for name, names in found.items() if names}
+            groups.setdefault(case.kind, []).append(case.name)
+        groups["prior (the plain class)"] = [case.name for case in cases if case.kind == "prior"]
+        return {name: names for name, names in groups.items() if names}
 
     def summary(self) -> dict[str, dict[str, dict[str, Interval]]]:
         """Return group -> method -> measure -> mean with its 95 % interval.
@@ -77,7 +76,7 @@ class Results:
         measure has it for, or each over its own if there are none (see ``unshared``). Seeds of one picture are one draw
         of the bootstrap, and so is what is made from text alone twice, by the same words and seed.
         """
-        found: dict[str, dict[str, dict[str, Interval]]] = {}
+        table: dict[str, dict[str, dict[str, Interval]]] = {}
         subject_of = {case.name: case.subject.name for case in self.suite.cases}
         for group, names in self.groups().items():
             within = [r for r in self.records if r.case in names]
@@ -98,31 +97,31 @@ class Results:
                         clusters = _draws(chosen)
                         values = torch.tensor([r.measures[measure] for r in chosen])
                         interval = bootstrap(values, clusters=clusters, pairs=pairs)
-                        found.setdefault(group, {}).setdefault(method, {})[measure] = interval
-        return {group: {name: rows[name] for name in self.rows if name in rows} for group, rows in found.items()}
+                        table.setdefault(group, {}).setdefault(method, {})[measure] = interval
+        return {group: {name: rows[name] for name in self.rows if name in rows} for group, rows in table.items()}
 
     def unshared(self) -> dict[str, list[str]]:
         """Return group -> measures whose methods have no picture in common: their means are over different ones."""
-        found: dict[str, list[str]] = {}
+        unshared: dict[str, list[str]] = {}
         for group, names in self.groups().items():
             within = [r for r in self.records if r.case in names and r.method not in BOUNDS]
             for measure in metrics.MEASURES:
                 methods = {r.method for r in within if measure in r.measures}
                 if len(methods) > 1 and not _shared_by_methods(within, measure):
-                    found.setdefault(group, []).append(measure)
-        return found
+                    unshared.setdefault(group, []).append(measure)
+        return unshared
 
 
 def _draws(records: Sequence[Record]) -> list[tuple]:
     """Return what each picture is a draw of: pictures of one input, whatever their seed, are not independent, and from
     text alone the same words and seed give the same picture of a subject, whatever case it stands in."""
     first: dict[tuple[str, str, int], tuple] = {}
-    found = []
+    draws = []
     for r in records:
         own = (r.case, r.subject, r.index if r.method == PHOTOS else r.input)
         again = r.method in TEXT_METHODS and r.prompt
-        found.append(first.setdefault((r.subject, r.prompt, r.seed), own) if again else own)
-    return found
+        draws.append(first.setdefault((r.subject, r.prompt, r.seed), own) if again else own)
+    return draws
 
 
 def _picture(record: Record) -> tuple[str, int, int]:
@@ -131,11 +130,11 @@ def _picture(record: Record) -> tuple[str, int, int]:
 
 def _shared_by_methods(records: Sequence[Record], measure: str) -> set[tuple[str, int, int]]:
     """Return the pictures for which every method that has a measure at all has it; none if there is no such picture."""
-    found: dict[str, set[tuple[str, int, int]]] = {}
+    by_method: dict[str, set[tuple[str, int, int]]] = {}
     for record in records:
         if record.method not in BOUNDS and measure in record.measures:
-            found.setdefault(record.method, set()).add(_picture(record))
-    return set.intersection(*found.values()) if found else set()
+            by_method.setdefault(record.method, set()).add(_picture(record))
+    return set.intersection(*by_method.values()) if by_method else set()
 
 
 def write_files(results: Results, output: Path) -> None:
@@ -166,8 +165,7 @@ def write_files(results: Results, output: Path) -> None:
         "summary": summary,
         "records": [asdict(record) for record in results.records],
     }
-    with replacing(output / "results.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_json(output / "results.json", content, indent=1)
 
 
 def as_markdown(results: Results, group: str = "all edits") -> str:

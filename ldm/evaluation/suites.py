@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from ldm.config import load_config, nearest
 from ldm.data.images import SUFFIXES
+from ldm.errors import UserError
 from ldm.inference.settings import EditSettings, TextSettings
 
 logger = logging.getLogger(__name__)
@@ -102,14 +103,14 @@ class Case:
     @property
     def left_out(self) -> list[str]:
         """What cannot be measured here for want of pictures, in words."""
-        found, own = [], {path.resolve() for path in self.pictures}
+        notes, own = [], {path.resolve() for path in self.pictures}
         photos = photos_of(self.subject)
         if self.kind != "prior" and photos and all(path.resolve() in own for path in photos):
             name = self.subject.name
-            found.append(f"No photo of {name} but what is edited: DINO and CLIP-I are not measured here")
+            notes.append(f"No photo of {name} but what is edited: DINO and CLIP-I are not measured here")
         if self.kind == "prior" and (len(self.pictures) == 1 or (self.drawn or {}).get("scenes") == 1):
-            found.append("One input: DIV and variety are not measured of editors, whose samples all come from it")
-        return found
+            notes.append("One input: DIV and variety are not measured of editors, whose samples all come from it")
+        return notes
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def read_suite(path: Path, root: Path) -> Suite:
     _known(content, tuple(SUITE_KEYS), str(path))
     for key in ("name", "subjects", "cases"):
         if not content.get(key):
-            raise ValueError(f"suite {path} lacks {key}")
+            raise UserError(f"suite {path} lacks {key}")
     for key, kind in SUITE_KEYS.items():
         _typed(content, key, kind, f"suite {path}")
     settings = content.get("settings") or {}
@@ -153,31 +154,31 @@ def read_suite(path: Path, root: Path) -> Suite:
     names = [case.folder for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"two cases of {path} are called '{twice[0]}'; names must differ")
+        raise UserError(f"two cases of {path} are called '{twice[0]}'; names must differ")
     if all(case.hole for case in cases):
-        raise ValueError(f"no case of {path} can be run: {cases[0].hole}")
+        raise UserError(f"no case of {path} can be run: {cases[0].hole}")
     seeds = tuple(content.get("seeds") or (0,))
     if any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds of {path} are {list(seeds)}; different whole numbers from 0 are expected")
+        raise UserError(f"seeds of {path} are {list(seeds)}; different whole numbers from 0 are expected")
     batch_size = 1 if content.get("batch_size") is None else content["batch_size"]
     if batch_size < 1:
-        raise ValueError(f"batch_size of {path} is {batch_size}; at least 1 is needed")
+        raise UserError(f"batch_size of {path} is {batch_size}; at least 1 is needed")
     return Suite(content["name"], content.get("about") or "", seeds, batch_size, settings, subjects, tuple(cases))
 
 
 def _known(node: Any, keys: tuple[str, ...], where: str) -> None:
     if not isinstance(node, dict):
-        raise ValueError(f"{where} should hold names and values, found {node!r}"[:200])
+        raise UserError(f"{where} should hold names and values, found {node!r}"[:200])
     for key in node:
         if key not in keys:
-            raise ValueError(f"unknown key '{key}' in {where}{nearest(str(key), list(keys))}")
+            raise UserError(f"unknown key '{key}' in {where}{nearest(str(key), list(keys))}")
 
 
 def _typed(node: dict, key: str, kind: type, where: str) -> None:
     """Raise ValueError if a node has a value of another type under a key (none at all is fine)."""
     value = node.get(key)
     if value is not None and type(value) is not kind:
-        raise ValueError(f"{key} of {where} is {value!r}; expected {EXPECTED[kind]}"[:200])
+        raise UserError(f"{key} of {where} is {value!r}; expected {EXPECTED[kind]}"[:200])
 
 
 def _check_settings(settings: Any, path: Path) -> None:
@@ -195,11 +196,11 @@ def _check_settings(settings: Any, path: Path) -> None:
                 fits = _is_number(value) if isinstance(usual, float) else type(value) is type(usual)
             if not fits:
                 wanted = "two numbers" if key == "guidance_interval" else EXPECTED[type(usual)]
-                raise ValueError(f"{key} of {method} in {where} is {value!r}; expected {wanted}"[:200])
+                raise UserError(f"{key} of {method} in {where} is {value!r}; expected {wanted}"[:200])
         try:
-            kind(**node).checked(*(1,) if method in TEXT_METHODS else ())
+            kind(**node)
         except ValueError as error:
-            raise ValueError(f"{method} in {where}: {error}") from error
+            raise UserError(f"{method} in {where}: {error}") from error
 
 
 def _is_number(value: Any) -> bool:
@@ -208,13 +209,13 @@ def _is_number(value: Any) -> bool:
 
 def _one_of(value: Any, known: tuple[str, ...], what: str, where: str) -> str:
     if value not in known:
-        raise ValueError(f"unknown {what} '{value}' in {where}; known: {', '.join(known)}")
+        raise UserError(f"unknown {what} '{value}' in {where}; known: {', '.join(known)}")
     return value
 
 
 def _plain(name: str, where: str) -> str:
     if not re.fullmatch(r"[\w][\w -]*", name):
-        raise ValueError(f"{where}: a name has letters, digits, spaces, - and _ only (it names a folder)")
+        raise UserError(f"{where}: a name has letters, digits, spaces, - and _ only (it names a folder)")
     return name
 
 
@@ -225,12 +226,12 @@ def _found(name: str, places: tuple[Path, ...]) -> Path:
 def _subject(name: str, node: Any, places: tuple[Path, ...], path: Path, masks: frozenset[Path]) -> Subject:
     where = f"subject '{name}' of {path}"
     if not isinstance(name, str):
-        raise ValueError(f"{where}: its name should be {EXPECTED[str]}")
+        raise UserError(f"{where}: its name should be {EXPECTED[str]}")
     _known(node, SUBJECT_KEYS, where)
     for key in SUBJECT_KEYS:
         _typed(node, key, str, where)
     if not node.get("class_word"):
-        raise ValueError(f"{where} lacks class_word: what it is, like dog")
+        raise UserError(f"{where} lacks class_word: what it is, like dog")
     photos = _found(node["photos"], places) if node.get("photos") else None
     world = node.get("world")
     if world is not None:
@@ -245,7 +246,7 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
     _known(node, CASE_KEYS, where)
     for key in ("name", "subject", "kind", "reach", "prompts"):
         if not node.get(key):
-            raise ValueError(f"{where} lacks {key}")
+            raise UserError(f"{where} lacks {key}")
     for key in ("picture", "mask", *CAPTIONS):
         _typed(node, key, str, where)
     for key in ("drawn", "answer"):
@@ -255,10 +256,10 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
     _one_of(node["reach"], REACHES, "reach", where)
     _known(node["prompts"], METHODS, f"prompts of {where}")
     if (node.get("picture") is None) == (node.get("drawn") is None):
-        raise ValueError(f"{where} needs either a picture or drawn scenes")
+        raise UserError(f"{where} needs either a picture or drawn scenes")
     drawn = node.get("drawn")
     if drawn is None and node.get("answer"):
-        raise ValueError(f"{where}: answer says how drawn scenes change; a picture has none")
+        raise UserError(f"{where}: answer says how drawn scenes change; a picture has none")
     prompts = {
         method: _check_prompt(text, drawn is not None, f"prompt of {method} in {where}")
         for method, text in node["prompts"].items()
@@ -266,7 +267,7 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
     picture, mask = (_found(node[key], places) if node.get(key) else None for key in ("picture", "mask"))
     unmasked = ""
     if mask is not None and picture is not None and picture.is_dir():
-        raise ValueError(f"{where}: a mask belongs to one picture, and '{picture}' is a folder")
+        raise UserError(f"{where}: a mask belongs to one picture, and '{picture}' is a folder")
     if mask is not None and not mask.is_file():
         logger.warning("%s: no mask at '%s', so how well the background is kept cannot be measured", where, mask)
         mask, unmasked = None, f"no mask at '{mask}'"
@@ -297,15 +298,15 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], pat
 def _check_prompt(text: Any, drawn: bool, where: str) -> str:
     known = ("identifier", "class_word") + (("animal", "where") if drawn else ())
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where} is empty")
+        raise UserError(f"{where} is empty")
     try:
         parts = [part for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
+        raise UserError(f"{where} cannot be read: {error}") from error
     for _, name, form, conversion in parts:
         _one_of(name, known, "field", where)
         if form or conversion:
-            raise ValueError(f"{where}: a field is {{{name}}} alone, without a format")
+            raise UserError(f"{where}: a field is {{{name}}} alone, without a format")
     return text
 
 
@@ -330,8 +331,8 @@ def _images_in(place: Path, masks: frozenset[Path]) -> list[Path]:
         return [place]
     if not place.is_dir():
         return []
-    found = (p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
-    return sorted(p for p in found if p.resolve() not in masks and not p.stem.endswith("-mask"))
+    pictures = (p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in pictures if p.resolve() not in masks and not p.stem.endswith("-mask"))
 
 
 def prompt_of(case: Case, method: str, **scene: str) -> str:

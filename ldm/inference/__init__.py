@@ -1,13 +1,20 @@
-"""Editing with a trained model: ``ldm.inference.ImageEditor``."""
+"""Editing with a trained model: ``ImageEditor`` and its ``EditSettings``; text to image: ``ImageGenerator``."""
 
+from __future__ import annotations
+
+import importlib
 from typing import Any
 
-__all__ = ["EditSettings", "ImageEditor"]
+_PLACES = {
+    "EditSettings": "ldm.inference.settings",
+    "ImageEditor": "ldm.inference.editor",
+    "ImageGenerator": "ldm.inference.generator",
+    "TextSettings": "ldm.inference.settings",
+}
+__all__ = sorted(_PLACES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # imported when asked for: reading a recipe needs no torch
-        from ldm.inference import editor
-
-        return getattr(editor, name)
+    if name in _PLACES:  # imported when asked for: reading a recipe needs no torch
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'ldm.inference' has no attribute '{name}'")

@@ -1,6 +1,6 @@
 """Choose the two guidance scales of an edit by the model's own judgement: no other network is needed.
 
-A candidate ``z`` is good if the unguided model, told picture and instruction, believes in it: with noise added it
+A candidate ``z`` is good if the unguided model, given picture and instruction, believes in it: with noise added it
 denoises back to ``z`` (the diffusion model's bound on log p(z | picture, instruction)). And it does what was asked if
 the instruction helped: without it the model believes less (log p(instruction | z, picture), as in "Your diffusion model
 is secretly a zero-shot classifier", arXiv 2303.16203). Too little guidance fails the second, too much the first.
@@ -9,7 +9,7 @@ And it leaves alone what the instruction is not about: where the model, shown th
 without the instruction (the difference that DiffEdit takes its mask from, arXiv 2210.11427), the candidate should be
 the input.
 
-The score is ``-told + 0.25 (untold - told) - 0.25 background``: the errors of the model with and without the
+The score is ``-given + 0.25 (without - given) - 0.25 background``: the errors of the model with and without the
 instruction, always with the input picture, and the candidate's squared distance from the input, weighted by how little
 the instruction matters at a position; each averaged over the latent, the errors over four noise levels.
 """
@@ -69,7 +69,7 @@ class Judge:
         self.condition = editor.model.picture_condition(to_tensor(input).to(editor.device)).float()
         states = [editor.text_states(text) for text in (instruction, "")]
         self._both = Conditioning.cat([Conditioning(state, self.condition) for state in states])
-        difference = torch.stack([(told - untold).square().mean(0) for told, untold in self._predicted(self._z)])
+        difference = torch.stack([(given - without).square().mean(0) for given, without in self._predicted(self._z)])
         difference = difference.mean(0)
         most = difference.flatten().quantile(1 - WHOLLY_EDITED).clamp(min=1e-12)
         self.background = 1 - (difference / most).clamp(max=1)
@@ -79,23 +79,23 @@ class Judge:
         return self.condition * self.editor.model.scale_factor
 
     def _predicted(self, z: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield what the model makes of a latent ``1 c h w`` under noise, told and untold (``c h w``), by noise level.
-        The noise is the same for every latent of one size."""
+        """Yield what the model makes of a latent ``1 c h w`` under noise, given and without the
+        instruction (``c h w``), by noise level. The noise is the same for every latent of one size."""
         denoise, generator = self.editor.model.denoiser(), torch.Generator().manual_seed(0)
         for level in NOISE_LEVELS:
             noised = z + level * torch.randn(z.shape, generator=generator).to(z)
-            told, untold = denoise(noised.repeat(2, 1, 1, 1), torch.full((2,), level, device=z.device), self._both)
-            yield told, untold
+            given, without = denoise(noised.repeat(2, 1, 1, 1), torch.full((2,), level, device=z.device), self._both)
+            yield given, without
 
     @torch.no_grad()
     def score(self, picture: Image.Image) -> float:
         """Return how good an edited picture is; higher is better."""
         x = to_tensor(resize(picture, self.input.size)).to(self.editor.device)
         z = self.editor.model.picture_condition(x).float() * self.editor.model.scale_factor
-        errors = [[(p - z).square().mean().item() for p in (told, untold)] for told, untold in self._predicted(z)]
-        told, untold = (sum(values) / len(NOISE_LEVELS) for values in zip(*errors, strict=True))
+        errors = [[(p - z).square().mean().item() for p in (given, without)] for given, without in self._predicted(z)]
+        given, without = (sum(values) / len(NOISE_LEVELS) for values in zip(*errors, strict=True))
         background = ((z - self._z).square().mean((0, 1)) * self.background).mean().item()
-        return -told + INSTRUCTION_WEIGHT * (untold - told) - BACKGROUND_WEIGHT * background
+        return -given + INSTRUCTION_WEIGHT * (without - given) - BACKGROUND_WEIGHT * background
 
 
 def choose_scales(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -17,11 +18,14 @@ from ldm.checkpoint.read import read_checkpoint
 from ldm.data import images
 from ldm.data.contact_sheet import contact_sheet
 from ldm.data.images import find_photos
+from ldm.errors import MissingFileError, UserError
+from ldm.files import check_writable
 from ldm.inference.auto_cfg import candidates_sheet, choose_scales, scale_grid, total_steps
 from ldm.inference.editor import ImageEditor
 from ldm.inference.masking import check_mask
 from ldm.inference.recipe import Recipe
 from ldm.inference.settings import EditSettings
+from ldm.models.build import ModelSource
 
 logger = logging.getLogger(__name__)
 
@@ -58,83 +62,130 @@ class EditJob:
         return len(self.tasks) * cells * self.settings.steps
 
 
-def plan_job(
-    patterns: list[str],
-    instructions: list[str],
-    output: str,
-    settings: EditSettings,
-    seed: int,
-    num_samples: int = 1,
-    sweep: tuple[list[float], list[float]] | None = None,
-    mask: str | None = None,
-    batch_size: int = 1,
-    auto_cfg: bool = False,
-) -> EditJob:
-    """Check a job and lay out its results.
+@dataclass(frozen=True)
+class EditRequest:
+    """What ``edit_cli.py`` is asked for.
+
+    source: the model. input: photos, folders or globs. edit: instructions, each applied to every photo by itself.
+    output: a file for one result, a folder for several. seed: of the first result of each photo and edit.
+    num_samples: results of each, seeds counting up. batch_size: results at once. mask: a picture of the photo's size,
+    light where to edit. sweep_cfg_text, sweep_cfg_image: scales of one labelled sheet. auto_cfg: try scales (those of
+    the sweep, if there is one) and take what the model finds best. settings: fields of ``EditSettings`` that are
+    chosen, over what the checkpoint recommends.
+
+    Raises UserError for what makes no sense by itself.
+    """
+
+    source: ModelSource
+    input: tuple[str, ...]
+    edit: tuple[str, ...]
+    output: str
+    seed: int
+    num_samples: int = 1
+    batch_size: int = 1
+    mask: str | None = None
+    sweep_cfg_text: tuple[float, ...] = ()
+    sweep_cfg_image: tuple[float, ...] = ()
+    auto_cfg: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, text in (("--output", self.output), ("--mask", self.mask)):
+            if text == "":
+                raise UserError(f"{name} is an empty name; give a path or leave it out")
+        for text in self.edit:
+            if not text.strip():
+                raise UserError("the instruction is empty; say what to change, like --edit 'make it night'")
+            if any("\ud800" <= c <= "\udfff" for c in text):
+                raise UserError(f"the instruction {text!a} is no UTF-8 text")
+        if self.num_samples < 1 or self.batch_size < 1:
+            raise UserError("--num-samples and --batch-size must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed is {self.seed}; 0 or more is expected")
+
+    def sweep(self, settings: EditSettings) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return the sheet's text and image scales, None without a sweep; those not given are the settings'."""
+        if not (self.sweep_cfg_text or self.sweep_cfg_image):
+            return None
+        return self.sweep_cfg_text or (settings.text_scale,), self.sweep_cfg_image or (settings.image_scale,)
+
+
+def edit(request: EditRequest) -> tuple[list[Path], int]:
+    """Do what is asked for; return the files written and the number of photos that could not be edited.
+
+    Everything is checked, the checkpoint's header included, before a model is loaded. A progress bar goes to stderr.
+    Raises UserError.
+    """
+    checkpoint = read_checkpoint(request.source.ckpt)
+    job = plan_job(request, EditSettings.of_checkpoint(checkpoint.metadata, **request.settings))
+    editor = ImageEditor.from_checkpoint(checkpoint, **request.source.options)
+    with tqdm(total=job.total_steps, unit="step", disable=None) as bar:
+        return run_job(editor, job, lambda: bar.update(1))
+
+
+def plan_job(request: EditRequest, settings: EditSettings) -> EditJob:
+    """Lay out a request's results and check that they can be written.
 
     One result goes to ``output`` if that names a file, otherwise into it as a folder; several need a folder, where
-    they are called ``<photo>-<instruction>-<seed>.png``. auto_cfg: choose the scales, of the sweep's if there is one.
-    Raises FileNotFoundError or ValueError before any work.
+    they are called ``<photo>-<instruction>-<seed>.png``. Raises UserError before any work.
     """
-    for name, text in (("--output", output), ("--mask", mask)):
-        if text == "":
-            raise ValueError(f"{name} is an empty name; give a path or leave it out")
-    photos = find_photos(patterns)
-    if any(not text.strip() for text in instructions):
-        raise ValueError("the instruction is empty; say what to change, like --edit 'make it night'")
-    for text in instructions:
-        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise ValueError(f"the instruction {text!a} is no UTF-8 text")
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError("--num-samples and --batch-size must be at least 1")
-    _check_effects(settings, batch_size, len(photos) * len(instructions) * num_samples, bool(sweep or auto_cfg))
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed}; 0 or more is expected")
-    for text, image in [(t, i) for t in (sweep or ([], []))[0] for i in sweep[1]]:
-        replace(settings, text_scale=text, image_scale=image).checked()
-    wanted = [(p, t, seed + i) for p in photos for t in instructions for i in range(num_samples)]
-    place = Path(output)
-    single_file = place.suffix != "" and not place.is_dir() and not output.endswith("/")
-    if single_file and len(wanted) > 1:
-        raise ValueError(f"{len(wanted)} results do not fit into the one file '{output}'; give a folder as --output")
-    if single_file:
-        outputs = [place]
-    else:
-        if len({p.name for p in photos}) < len(photos):
-            raise ValueError("two photos have the same name, their results would too; edit their folders one by one")
-        outputs = [place / name for name in _names(wanted)]
-    for path in {p.parent: p for p in outputs}.values():
-        images.check_writable(path)
-    kind = images.picture_format(place) if single_file else "PNG"
-    if mask and not sweep and kind not in LOSSLESS:
-        raise ValueError(f"'{place}' would not keep what is outside the mask bit for bit; end its name in .png")
-    read = [*photos, *([Path(mask)] if mask else [])]
-    if mask and not Path(mask).is_file():
-        raise FileNotFoundError(f"mask '{mask}' does not exist")
-    sheets = [_sheet_beside(path) for path in outputs] if auto_cfg else []
+    photos, sweep = find_photos(request.input), request.sweep(settings)
+    wanted = [(p, t, request.seed + i) for p in photos for t in request.edit for i in range(request.num_samples)]
+    several = sweep is not None or request.auto_cfg
+    batch_size = _with_effect(request.batch_size, settings, len(wanted), several)
+    outputs = _outputs(request.output, photos, wanted)
+    mask = _mask_of(request, outputs, sweep is not None)
+    sheets = [_sheet_beside(path) for path in outputs] if request.auto_cfg else []
+    read = [*photos, *([mask] if mask else [])]
     same = {p.resolve() for p in [*read, *outputs]} & {p.resolve() for p in sheets}
     same |= {p.resolve() for p in read} & {p.resolve() for p in outputs}
     if same:
-        raise ValueError(f"the result would overwrite '{next(iter(same))}'; choose another --output")
+        raise UserError(f"the result would overwrite '{next(iter(same))}'; choose another --output")
     tasks = tuple(Task(*what, out) for what, out in zip(wanted, outputs, strict=True))
-    masked = None if mask is None else Path(mask)
-    if auto_cfg:
-        grid = tuple(scale_grid(settings, *(sweep or ((), ()))))
-        for text, image in grid:
-            replace(settings, text_scale=text, image_scale=image).checked()
-        return EditJob(tasks, settings.checked(), None, masked, 1, grid)
-    table = (tuple(sweep[0]), tuple(sweep[1])) if sweep else None
-    return EditJob(tasks, settings.checked(), table, masked, batch_size)
+    grid = tuple(scale_grid(settings, *(sweep or ((), ())))) if request.auto_cfg else ()
+    for text, image in grid or itertools.product(*(sweep or ((), ()))):
+        replace(settings, text_scale=text, image_scale=image)  # refuses what cannot be
+    return EditJob(tasks, settings, None if grid else sweep, mask, batch_size, grid)
 
 
-def _check_effects(settings: EditSettings, batch_size: int, results: int, several_scales: bool) -> None:
-    """Raise ValueError for an option that would change nothing. several_scales: of a sweep or --auto-cfg."""
-    if batch_size > 1 and several_scales:
-        raise ValueError("--batch-size has no effect with a sweep or --auto-cfg, which edit one picture at a time")
-    if batch_size > 1 and results == 1:
-        raise ValueError("--batch-size has no effect on a single result")
+def _outputs(output: str, photos: list[Path], wanted: list[tuple[Path, str, int]]) -> list[Path]:
+    """Return where each result goes. Raises UserError if it could not be written there."""
+    place = Path(output)
+    if place.suffix != "" and not place.is_dir() and not output.endswith("/"):
+        if len(wanted) > 1:
+            raise UserError(f"{len(wanted)} results do not fit into the one file '{output}'; give a folder as --output")
+        images.picture_format(place)
+        outputs = [place]
+    else:
+        if len({p.name for p in photos}) < len(photos):
+            raise UserError("two photos have the same name, their results would too; edit their folders one by one")
+        outputs = [place / name for name in _names(wanted)]
+    for path in {p.parent: p for p in outputs}.values():
+        check_writable(path)
+    return outputs
+
+
+def _mask_of(request: EditRequest, outputs: list[Path], is_sheet: bool) -> Path | None:
+    """Return the mask's path. Raises UserError if it is not there, or the result would not keep what is outside."""
+    if request.mask is None:
+        return None
+    if not is_sheet and images.picture_format(outputs[0]) not in LOSSLESS:
+        raise UserError(f"'{outputs[0]}' would not keep what is outside the mask bit for bit; end its name in .png")
+    if not Path(request.mask).is_file():
+        raise MissingFileError(f"mask '{request.mask}' does not exist")
+    return Path(request.mask)
+
+
+def _with_effect(batch_size: int, settings: EditSettings, results: int, several_scales: bool) -> int:
+    """Warn of options that change nothing; return the batch size that is left. several_scales: a sweep, --auto-cfg."""
     if settings.negative and settings.text_scale == settings.image_scale == 1 and not several_scales:
-        raise ValueError("--negative has no effect where both scales are 1: nothing is guided; raise --cfg-text")
+        logger.warning("--negative has no effect where both scales are 1: nothing is guided; raise --cfg-text")
+    if batch_size > 1 and several_scales:
+        logger.warning("--batch-size has no effect with a sweep or --auto-cfg, which edit one picture at a time")
+        return 1
+    if batch_size > 1 and results == 1:
+        logger.warning("--batch-size has no effect on a single result")
+    return batch_size
 
 
 def _sheet_beside(output: Path) -> Path:
@@ -184,35 +235,13 @@ def run_job(editor: ImageEditor, job: EditJob, progress: Callable[[], None] | No
     return written, failed
 
 
-def edit_pictures(args: argparse.Namespace) -> tuple[list[Path], int]:
-    """Do what ``edit_cli.py``'s parsed command line asks for; return what ``run_job`` returns.
-
-    Everything is checked, the checkpoint's header included, before a model is loaded. A progress bar goes to stderr.
-    """
-    checkpoint = read_checkpoint(args.ckpt)
-    names = ("steps", "sampler", "spacing", "resolution", "keep_size", "guidance_interval", "negative")
-    chosen = {"text_scale": args.cfg_text, "image_scale": args.cfg_image}
-    chosen |= {name: getattr(args, name) for name in names}
-    settings = EditSettings.of_checkpoint(checkpoint.metadata, **chosen)
-    sweep = None
-    if args.sweep_cfg_text or args.sweep_cfg_image:
-        sweep = (args.sweep_cfg_text or [settings.text_scale], args.sweep_cfg_image or [settings.image_scale])
-    plan = (args.input, args.edit, args.output, settings, args.seed, args.num_samples, sweep, args.mask)
-    job = plan_job(*plan, batch_size=args.batch_size, auto_cfg=args.auto_cfg)
-    editor = ImageEditor.from_checkpoint(
-        checkpoint, args.config, args.vae_ckpt, args.weights, args.device, args.precision
-    )
-    with tqdm(total=job.total_steps, unit="step", disable=None) as bar:
-        return run_job(editor, job, lambda: bar.update(1))
-
-
 def _batches(job: EditJob, single: bool, mask: Image.Image | None) -> Iterator:
     """Yield (tasks, photos) of one working size, at most batch_size long; a ValueError for a photo that fails."""
     tasks: list[Task] = []
     photos: list[Image.Image] = []
     opened: tuple[Path, Image.Image] | None = None
     broken: Path | None = None
-    limit = 1 if job.sweep or job.grid else job.batch_size
+    limit = job.batch_size
     for task in job.tasks:
         if task.photo == broken:
             continue
@@ -247,34 +276,34 @@ def _edit_batch(editor, job, tasks, photos, mask, progress) -> None:
 
 def _edit_by_choice(editor, job, task, photo, mask, progress) -> Path:
     """Edit with the scales that suit best; write the result, and beside it the sheet of all that was tried."""
-    found = choose_scales(editor, photo, task.instruction, job.settings, task.seed, job.grid, mask, progress)
-    best = found[0].settings
+    candidates = choose_scales(editor, photo, task.instruction, job.settings, task.seed, job.grid, mask, progress)
+    best = candidates[0].settings
     logger.info("%s: text scale %g, image scale %g", task.output.name, best.text_scale, best.image_scale)
     recipe = recipe_of(editor, task, replace(job, settings=best))
-    images.save_image(found[0].picture, task.output, recipe.chunks())
+    images.save_image(candidates[0].picture, task.output, recipe.chunks())
     sheet = _sheet_beside(task.output)
-    images.save_image(candidates_sheet(photo, task.instruction, found), sheet)
+    images.save_image(candidates_sheet(photo, task.instruction, candidates), sheet)
     return sheet
 
 
 def recipe_of(editor: ImageEditor, task: Task, job: EditJob) -> Recipe:
     """Return the recipe of one result."""
-    s = job.settings
+    s, made_by = job.settings, editor.provenance
     return Recipe(
         instruction=task.instruction,
         seed=task.seed,
         text_scale=s.text_scale,
         image_scale=s.image_scale,
         sampler=s.sampler,
-        spacing=s.spacing,
+        spacing=s.noise_spacing,
         steps=s.steps,
         resolution=s.resolution,
-        precision=editor.precision,
-        checkpoint=Path(editor.checkpoint).name,
-        checkpoint_hash=editor.checkpoint_hash,
-        weights=editor.weights,
-        vae_hash=editor.vae_hash,
-        config=editor.config,
+        precision=made_by.precision,
+        checkpoint=made_by.file,
+        checkpoint_hash=made_by.checkpoint_hash,
+        weights=made_by.weights,
+        vae_hash=made_by.vae_hash,
+        config=made_by.config,
         input=task.photo.name,
         negative=s.negative,
         guidance_interval=s.guidance_interval,

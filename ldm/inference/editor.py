@@ -16,9 +16,9 @@ from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import GuidedDenoiser
 from ldm.diffusion.samplers import get_sampler, noise_source
 from ldm.diffusion.schedule import make_sigmas
-from ldm.files import fingerprint
+from ldm.errors import NotFiniteError, UserError
 from ldm.inference.masking import check_mask, composite, soft_mask
-from ldm.inference.recipe import told_of
+from ldm.inference.recipe import Provenance
 from ldm.inference.settings import EditSettings
 from ldm.models.build import load_for_use
 
@@ -41,12 +41,12 @@ class ImageEditor:
     def __init__(self, model: Any, precision: str = "fp32"):
         """model: a LatentDiffusion with conditioning_key hybrid, in evaluation mode. Raises ValueError otherwise."""
         if not model.has_picture_input:
-            raise ValueError(
+            raise UserError(
                 "this checkpoint makes pictures from text alone (4 input channels); editing needs one of 8, "
                 "such as InstructPix2Pix"
             )
         self.model, self.precision = model, precision
-        self.checkpoint, self.checkpoint_hash, self.weights, self.vae_hash, self.config = "", "", "", "", ""
+        self.provenance = Provenance(precision=precision)
         self._states: dict[str, torch.Tensor] = {}
 
     @classmethod
@@ -63,12 +63,10 @@ class ImageEditor:
 
         Raises FileNotFoundError or ValueError with one line that says what was found.
         """
-        ckpt = ckpt if isinstance(ckpt, Checkpoint) else read_checkpoint(ckpt)
-        editor = cls(*load_for_use(ckpt, config, vae_ckpt, weights, device, precision))
-        path = ckpt.path
-        editor.checkpoint, editor.weights, editor.checkpoint_hash = str(path), weights, fingerprint(path)
-        editor.vae_hash = "" if vae_ckpt is None else fingerprint(vae_ckpt)
-        editor.config = told_of(config)
+        checkpoint = ckpt if isinstance(ckpt, Checkpoint) else read_checkpoint(ckpt)
+        model, precision = load_for_use(checkpoint, config, vae_ckpt, weights, device, precision)
+        editor = cls(model, precision)
+        editor.provenance = Provenance.of(checkpoint, config, vae_ckpt, weights, precision)
         return editor
 
     @property
@@ -104,7 +102,7 @@ class ImageEditor:
         photo, instruction, seed and settings, not on the batch. Raises ValueError for empty instructions, sizes and
         settings out of range.
         """
-        settings = (settings or EditSettings()).checked()
+        settings = settings or EditSettings()
         photos, instructions, seeds = _aligned(photos, instruction, seeds)
         photos = [images.to_rgb(photo) for photo in photos]
         for photo in photos:
@@ -114,7 +112,7 @@ class ImageEditor:
         weights = None if mask is None else soft_mask(mask)
         inputs = [self.prepared(photo, settings) for photo in photos]
         if len({picture.size for picture in inputs}) > 1:
-            raise ValueError("pictures of different shapes cannot be edited in one batch; edit them one by one")
+            raise UserError("pictures of different shapes cannot be edited in one batch; edit them one by one")
         x = self.sample(images.to_tensor(inputs), instructions, settings, seeds, progress, condition)
         edited = images.to_images(x)
         if settings.keep_size:
@@ -151,7 +149,7 @@ class ImageEditor:
         z = self.sample_latents(x, instructions, settings, seeds, progress, condition)
         edited = self.model.decode_first_stage(z).float()
         if not edited.isfinite().all():
-            raise FloatingPointError(f"the edit {not_finite(self.precision)}")
+            raise NotFiniteError(f"the edit {not_finite(self.precision)}")
         return edited
 
     @torch.no_grad()
@@ -169,7 +167,7 @@ class ImageEditor:
         The random numbers are upstream's: ``manual_seed(seed)`` on the model's device, one draw for the start, one
         per ancestral step.
         """
-        device, settings = self.device, settings.checked()
+        device = self.device
         c_concat = (self.model.picture_condition(x.to(device)) if condition is None else condition).float()
         crossattn = torch.cat([self.text_states(text) for text in instructions])
         denoise = GuidedDenoiser(
@@ -180,7 +178,7 @@ class ImageEditor:
             settings.image_scale,
             settings.guidance_interval,
         )
-        sigmas = make_sigmas(self.model.schedule, settings.steps, settings.spacing).to(device)
+        sigmas = make_sigmas(self.model.schedule, settings.steps, settings.noise_spacing).to(device)
         noise = noise_source(c_concat, [torch.Generator(device).manual_seed(seed) for seed in seeds])
         callback = None if progress is None else (lambda *_: progress())
         return get_sampler(settings.sampler)(denoise, noise() * sigmas[0], sigmas, noise, callback)
@@ -194,9 +192,9 @@ def _aligned(photos: Any, instruction: Any, seeds: Sequence[int]) -> tuple[list,
     n = max(len(photos), len(instructions), len(seeds))
     for name, values in (("photos", photos), ("instructions", instructions), ("seeds", seeds)):
         if len(values) not in (1, n):
-            raise ValueError(f"{len(values)} {name} for a batch of {n}; give 1 or {n}")
+            raise UserError(f"{len(values)} {name} for a batch of {n}; give 1 or {n}")
     if any(not text.strip() for text in instructions):
-        raise ValueError("the instruction is empty; say what to change, like 'make it night'")
+        raise UserError("the instruction is empty; say what to change, like 'make it night'")
     if len(seeds) == 1:
         seeds = [seeds[0] + i for i in range(n)]
     return photos * (n // len(photos)), instructions * (n // len(instructions)), seeds

@@ -15,9 +15,9 @@ from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import GuidedDenoiser
 from ldm.diffusion.samplers import get_sampler, noise_source
 from ldm.diffusion.schedule import make_sigmas
-from ldm.files import fingerprint
+from ldm.errors import NotFiniteError, UserError
 from ldm.inference.editor import not_finite
-from ldm.inference.recipe import told_of
+from ldm.inference.recipe import Provenance
 from ldm.inference.settings import TextSettings
 from ldm.models.build import load_for_use
 
@@ -32,12 +32,12 @@ class ImageGenerator:
     def __init__(self, model: Any, precision: str = "fp32"):
         """model: a LatentDiffusion with conditioning_key crossattn. Raises ValueError for an editor."""
         if model.has_picture_input:
-            raise ValueError(
+            raise UserError(
                 "this checkpoint edits pictures (8 input channels); pictures from text need one of 4, such as "
                 "Stable Diffusion"
             )
         self.model, self.precision = model, precision
-        self.checkpoint, self.checkpoint_hash, self.weights, self.vae_hash, self.config = "", "", "", "", ""
+        self.provenance = Provenance(precision=precision)
 
     @classmethod
     def from_checkpoint(
@@ -50,12 +50,10 @@ class ImageGenerator:
         precision: str = "auto",
     ) -> ImageGenerator:
         """Load a checkpoint as ``ImageEditor.from_checkpoint`` does."""
-        ckpt = ckpt if isinstance(ckpt, Checkpoint) else read_checkpoint(ckpt)
-        generator = cls(*load_for_use(ckpt, config, vae_ckpt, weights, device, precision))
-        path = ckpt.path
-        generator.checkpoint, generator.weights = str(path), weights
-        generator.checkpoint_hash, generator.config = fingerprint(path), told_of(config)
-        generator.vae_hash = "" if vae_ckpt is None else fingerprint(vae_ckpt)
+        checkpoint = ckpt if isinstance(ckpt, Checkpoint) else read_checkpoint(ckpt)
+        model, precision = load_for_use(checkpoint, config, vae_ckpt, weights, device, precision)
+        generator = cls(model, precision)
+        generator.provenance = Provenance.of(checkpoint, config, vae_ckpt, weights, precision)
         return generator
 
     @torch.no_grad()
@@ -72,13 +70,14 @@ class ImageGenerator:
         range, FloatingPointError if a result is not finite.
         """
         model, texts, seeds = self.model, list(texts), list(seeds)
-        settings = (settings or TextSettings()).checked(model.grid())
+        settings = settings or TextSettings()
+        settings.check_grid(model.grid())
         if not texts or any(not text.strip() for text in texts):
-            raise ValueError("the text is empty; say what to draw, like 'a sks dog on the beach'")
+            raise UserError("the text is empty; say what to draw, like 'a sks dog on the beach'")
         if len(seeds) == 1:
             seeds = [seeds[0] + i for i in range(len(texts))]
         if len(seeds) != len(texts):
-            raise ValueError(f"{len(seeds)} seeds for {len(texts)} texts; give 1 or {len(texts)}")
+            raise UserError(f"{len(seeds)} seeds for {len(texts)} texts; give 1 or {len(texts)}")
         states = torch.cat([model.get_learned_conditioning([text]) for text in texts])
         null = model.get_learned_conditioning([settings.negative])
         denoise = GuidedDenoiser(model.denoiser(), Conditioning(states), null, settings.scale)
@@ -86,11 +85,11 @@ class ImageGenerator:
         start = torch.zeros(
             len(texts), model.latent_channels, settings.height // f, settings.width // f, device=model.device
         )
-        sigmas = make_sigmas(model.schedule, settings.steps, settings.spacing).to(model.device)
+        sigmas = make_sigmas(model.schedule, settings.steps, settings.noise_spacing).to(model.device)
         noise = noise_source(start, [torch.Generator(model.device).manual_seed(seed) for seed in seeds])
         callback = None if progress is None else (lambda *_: progress())
         z = get_sampler(settings.sampler)(denoise, noise() * sigmas[0], sigmas, noise, callback)
         pictures = model.decode_first_stage(z).float()
         if not pictures.isfinite().all():
-            raise FloatingPointError(f"the picture {not_finite(self.precision)}")
+            raise NotFiniteError(f"the picture {not_finite(self.precision)}")
         return to_images(pictures)

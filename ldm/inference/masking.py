@@ -7,11 +7,13 @@ import torch
 from kornia.filters import gaussian_blur2d
 from PIL import Image
 
+from ldm.errors import UserError
+
 
 def check_mask(mask: Image.Image | None, size: tuple[int, int]) -> None:
     """Raise ValueError if there is a mask and it is not of the photo's size (width, height)."""
     if mask is not None and mask.size != size:
-        raise ValueError(
+        raise UserError(
             f"the mask is {mask.width} x {mask.height}, the photo {size[0]} x {size[1]}; they must be equal"
         )
 
@@ -23,7 +25,7 @@ def soft_mask(mask: Image.Image, feather: float = 0.01) -> np.ndarray:
     """
     hard = (np.asarray(mask.convert("L"), dtype=np.float32) >= 128).astype(np.float32)
     if not hard.any():
-        raise ValueError("the mask has no light part: white marks where to edit")
+        raise UserError("the mask has no light part: white marks where to edit")
     sigma = feather * max(hard.shape)
     if sigma < 0.3:
         return hard

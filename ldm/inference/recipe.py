@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +10,44 @@ from typing import Any
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ldm.checkpoint.read import Checkpoint
 from ldm.config import load_config
 from ldm.data.images import MAX_PIXELS
+from ldm.errors import MissingFileError, UserError
+from ldm.files import content_hash, fingerprint
+from ldm.inference.settings import TextSettings
 
 KEY = "instruct2dream"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which weights a model was made of, as recipes and manifests tell it.
+
+    checkpoint: the file's path; checkpoint_hash, vae_hash: ``fingerprint``s; weights: "ema", "raw" or "auto", as asked
+    for; config: see ``describe_config``; precision: "fp32", "fp16" or "bf16".
+    """
+
+    checkpoint: str = ""
+    checkpoint_hash: str = ""
+    weights: str = ""
+    vae_hash: str = ""
+    config: str = ""
+    precision: str = "fp32"
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, config: Any, vae_ckpt: str | Path | None, weights: str, precision: str
+    ) -> Provenance:
+        """Return that of a model which was loaded from an open checkpoint; the rest as ``load_model`` takes it."""
+        vae_hash = "" if vae_ckpt is None else fingerprint(vae_ckpt)
+        path = checkpoint.path
+        return cls(str(path), fingerprint(path), weights, vae_hash, describe_config(config), precision)
+
+    @property
+    def file(self) -> str:
+        """The checkpoint's file name."""
+        return Path(self.checkpoint).name
 
 
 @dataclass(frozen=True)
@@ -35,7 +68,7 @@ class Recipe:
     weights: str
     input: str
     vae_hash: str = ""
-    config: str = ""  # see ``told_of``; "" for the checkpoint's own
+    config: str = ""  # see ``describe_config``; "" for the checkpoint's own
     negative: str = ""
     guidance_interval: tuple[float, float] | None = None
     keep_size: bool = True
@@ -46,28 +79,28 @@ class Recipe:
         return {KEY: json.dumps({**asdict(self), **instead}, ensure_ascii=False)}
 
 
-def told_of(config: Any) -> str:
+def describe_config(config: Any) -> str:
     """Return what a recipe says of a config that was named: the file's name and a hash of all that it means, bases
     included; "" for None."""
     if config is None:
         return ""
     name = f"{Path(config).name} " if isinstance(config, (str, Path)) else ""
     whole = OmegaConf.to_yaml(load_config(config) if name else config, resolve=True)
-    return f"{name}{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
+    return f"{name}{content_hash(whole)}"
 
 
-def text_recipe(generator: Any, settings: Any, text: str, seed: int) -> dict[str, Any]:
-    """Return the recipe of a picture made from text. generator: an ``ImageGenerator``; settings: ``TextSettings``."""
+def text_recipe(provenance: Provenance, settings: TextSettings, text: str, seed: int) -> dict[str, Any]:
+    """Return the recipe of a picture made from a text by a model, settings and a seed."""
     return {
         "text": text,
         "seed": seed,
         **asdict(settings),
-        "precision": generator.precision,
-        "checkpoint": Path(generator.checkpoint).name,
-        "checkpoint_hash": generator.checkpoint_hash,
-        "weights": generator.weights,
-        "vae_hash": generator.vae_hash,
-        "config": generator.config,
+        "precision": provenance.precision,
+        "checkpoint": provenance.file,
+        "checkpoint_hash": provenance.checkpoint_hash,
+        "weights": provenance.weights,
+        "vae_hash": provenance.vae_hash,
+        "config": provenance.config,
     }
 
 
@@ -75,22 +108,22 @@ def read_recipe(path: str | Path) -> dict:
     """Return the recipe inside a PNG. Raises FileNotFoundError, or ValueError if there is none."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"picture '{path}' does not exist")
+        raise MissingFileError(f"picture '{path}' does not exist")
     # the project writes larger pictures than Pillow reads by itself
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+                raise UserError(f"{image.width} x {image.height} pixels are too many")
             image.load()
             text = getattr(image, "text", {}).get(KEY)
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise ValueError(f"'{path}' is not a picture that can be read ({error})") from error
+        raise UserError(f"'{path}' is not a picture that can be read ({error})") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     if text is None:
-        raise ValueError(f"'{path}' carries no recipe (only PNG files written by this project do)")
+        raise UserError(f"'{path}' carries no recipe (only PNG files written by this project do)")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the recipe inside '{path}' is damaged ({error})") from error
+        raise UserError(f"the recipe inside '{path}' is damaged ({error})") from error

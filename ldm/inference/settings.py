@@ -2,52 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from ldm.config import typed
 from ldm.diffusion.guidance import check_interval
-from ldm.diffusion.samplers import get_sampler
+from ldm.diffusion.samplers import SAMPLERS
 from ldm.diffusion.schedule import SPACINGS
+from ldm.errors import UserError
 
 # The spacing each sampler is at its best with; upstream's Euler-ancestral takes uniform time indices.
 BEST_SPACING = {"dpmpp_2m": "karras", "dpmpp_2m_sde": "karras", "heun": "karras", "unipc": "karras"}
 
-
 MAX_RESOLUTION = 16384  # pixels; far beyond what any memory edits at, and Pillow fills the memory far above it
-
-
 MAX_STEPS = 10_000
+MAX_SCALE = 100.0
+
+S = TypeVar("S", bound="_Sampling")
 
 
-def checked_defaults(plain: Any, recommended: Any, name: str) -> dict[str, Any]:
-    """Return what a checkpoint's file recommends if it is settings of ``plain``'s kind, each of the type there.
+class _Sampling:
+    """What both kinds of sampling have in common."""
 
-    name: of the entry in the file. Raises ValueError for anything else.
-    """
-    if not isinstance(recommended, dict):
-        raise ValueError(f"the checkpoint's {name} are no settings: {recommended!r}"[:200])
-    for key, value in recommended.items():
-        own = getattr(plain, key, None)
-        fits = isinstance(value, (int, float)) if isinstance(own, float) else type(value) is type(own)
-        if key not in type(plain).__dataclass_fields__ or own is None or not fits:
-            raise ValueError(f"the checkpoint's {name} hold {key}: {value!r}, which is no such setting"[:200])
-    return recommended
+    steps: int
+    sampler: str
+    spacing: str
+
+    @property
+    def noise_spacing(self) -> str:
+        """The spacing that "auto" stands for: the one that the sampler is at its best with."""
+        return BEST_SPACING.get(self.sampler, "uniform") if self.spacing == "auto" else self.spacing
+
+    def _check(self, *scales: str) -> None:
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"unknown sampler '{self.sampler}'; known: {', '.join(SAMPLERS)}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"steps is {self.steps}; 1 to {MAX_STEPS} are possible")
+        if self.spacing not in ("auto", *SPACINGS):
+            raise UserError(f"unknown spacing '{self.spacing}'; known: auto, {', '.join(SPACINGS)}")
+        for name in scales:
+            if not 0 <= getattr(self, name) <= MAX_SCALE:
+                raise UserError(f"{name} is {getattr(self, name)}; 0 to {MAX_SCALE:g} is expected")
 
 
-def check_steps(steps: int) -> None:
-    """Raise ValueError for a number of sampling steps that makes no sense."""
-    if not 1 <= steps <= MAX_STEPS:
-        raise ValueError(f"steps is {steps}; 1 to {MAX_STEPS} are possible")
+def _recommended(cls: type[S], metadata: Mapping[str, Any], entry: str, chosen: Mapping[str, Any]) -> S:
+    """Return the settings that a checkpoint's file recommends in an entry, with those chosen (not None) over them."""
+    where = f"the checkpoint's {entry}"
+    recommended = typed(cls, metadata.get(entry), where)
+    try:
+        cls(**recommended)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return cls(**{**recommended, **{name: value for name, value in chosen.items() if value is not None}})
 
 
 @dataclass(frozen=True)
-class EditSettings:
+class EditSettings(_Sampling):
     """How to edit; the defaults are InstructPix2Pix's own.
 
-    text_scale, image_scale: the two guidance scales. spacing: "uniform", "karras" or "auto" (by the sampler).
-    resolution: the working size of the longer side in pixels. keep_size: give the photo's own size back.
-    guidance_interval: noise levels (low, high] inside which guidance acts, None for all.
-    negative: text that takes the place of the empty one in guidance.
+    text_scale, image_scale: the two guidance scales, 0 to 100. steps: 1 to 10,000. sampler: one of ``SAMPLERS``.
+    spacing: "uniform", "karras" or "auto" (by the sampler). resolution: the working size of the longer side in pixels.
+    keep_size: give the photo's own size back. guidance_interval: noise levels (low, high] inside which guidance acts,
+    None for all. negative: text that takes the place of the empty one in guidance.
+
+    Raises UserError for what makes no sense.
     """
 
     text_scale: float = 7.5
@@ -60,36 +79,29 @@ class EditSettings:
     guidance_interval: tuple[float, float] | None = None
     negative: str = ""
 
+    def __post_init__(self) -> None:
+        self._check("text_scale", "image_scale")
+        if not 16 <= self.resolution <= MAX_RESOLUTION:
+            raise UserError(f"resolution is {self.resolution} pixels; 16 to {MAX_RESOLUTION} are possible")
+        check_interval(self.guidance_interval)
+
     @classmethod
-    def of_checkpoint(cls, metadata: dict[str, Any], **chosen: Any) -> EditSettings:
+    def of_checkpoint(cls, metadata: Mapping[str, Any], **chosen: Any) -> EditSettings:
         """Return the settings that a checkpoint's file recommends (``edit_defaults``), with those chosen over them.
 
-        chosen: None means not chosen. Raises ValueError if the file recommends something unknown.
+        metadata: of the file; chosen: fields by name, None for not chosen. Raises UserError if the file recommends
+        something unknown.
         """
-        recommended = checked_defaults(cls(), metadata.get("edit_defaults") or {}, "edit_defaults")
-        cls(**recommended).checked()
-        return cls(**{**recommended, **{k: v for k, v in chosen.items() if v is not None}})
-
-    def checked(self) -> EditSettings:
-        """Return the settings with "auto" resolved; raise ValueError for what makes no sense."""
-        get_sampler(self.sampler)
-        check_steps(self.steps)
-        if not 16 <= self.resolution <= MAX_RESOLUTION:
-            raise ValueError(f"resolution is {self.resolution} pixels; 16 to {MAX_RESOLUTION} are possible")
-        for name in ("text_scale", "image_scale"):
-            if not 0 <= getattr(self, name) <= 100:
-                raise ValueError(f"{name} is {getattr(self, name)}; 0 to 100 is expected")
-        if self.spacing not in ("auto", *SPACINGS):
-            raise ValueError(f"unknown spacing '{self.spacing}'; known: auto, {', '.join(SPACINGS)}")
-        check_interval(self.guidance_interval)
-        spacing = BEST_SPACING.get(self.sampler, "uniform") if self.spacing == "auto" else self.spacing
-        return EditSettings(**{**self.__dict__, "spacing": spacing})
+        return _recommended(cls, metadata, "edit_defaults", chosen)
 
 
 @dataclass(frozen=True)
-class TextSettings:
-    """How to make pictures from text. scale: of guidance; negative: text that takes the place of the empty one; width
-    and height in pixels."""
+class TextSettings(_Sampling):
+    """How to make pictures from text. scale: of guidance, 0 to 100; steps, sampler, spacing: see ``EditSettings``;
+    width, height: in pixels; negative: text that takes the place of the empty one.
+
+    Raises UserError for what makes no sense.
+    """
 
     scale: float = 7.5
     steps: int = 50
@@ -99,28 +111,23 @@ class TextSettings:
     height: int = 512
     negative: str = ""
 
-    @classmethod
-    def of_checkpoint(cls, metadata: dict[str, Any], **chosen: Any) -> TextSettings:
-        """Return the settings that a checkpoint's file recommends (``text_defaults``), with those chosen over them.
+    def __post_init__(self) -> None:
+        self._check("scale")
+        self.check_grid(1)
 
-        chosen: None means not chosen. Raises ValueError if the file recommends something unknown.
-        """
-        recommended = checked_defaults(cls(), metadata.get("text_defaults") or {}, "text_defaults")
-        cls(**recommended).checked(1)
-        return cls(**{**recommended, **{k: v for k, v in chosen.items() if v is not None}})
-
-    def checked(self, grid: int) -> TextSettings:
-        """Return the settings with "auto" resolved; raise ValueError for what makes no sense."""
-        get_sampler(self.sampler)
-        check_steps(self.steps)
-        if not 0 <= self.scale <= 100:
-            raise ValueError(f"scale is {self.scale}; 0 to 100 is expected")
+    def check_grid(self, grid: int) -> None:
+        """Raise UserError if a side is no multiple of a model's grid, in pixels, or too long."""
         for name in ("width", "height"):
             if not grid <= getattr(self, name) <= MAX_RESOLUTION or getattr(self, name) % grid:
-                raise ValueError(
+                raise UserError(
                     f"{name} is {getattr(self, name)}; a multiple of {grid} of at most {MAX_RESOLUTION} is needed"
                 )
-        if self.spacing not in ("auto", *SPACINGS):
-            raise ValueError(f"unknown spacing '{self.spacing}'; known: auto, {', '.join(SPACINGS)}")
-        spacing = BEST_SPACING.get(self.sampler, "uniform") if self.spacing == "auto" else self.spacing
-        return TextSettings(**{**self.__dict__, "spacing": spacing})
+
+    @classmethod
+    def of_checkpoint(cls, metadata: Mapping[str, Any], **chosen: Any) -> TextSettings:
+        """Return the settings that a checkpoint's file recommends (``text_defaults``), with those chosen over them.
+
+        metadata: of the file; chosen: fields by name, None for not chosen. Raises UserError if the file recommends
+        something unknown.
+        """
+        return _recommended(cls, metadata, "text_defaults", chosen)

@@ -15,6 +15,7 @@ from ldm.checkpoint.load import load_into
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.checkpoint.save import exported
 from ldm.config import instantiate_from_config, nearest
+from ldm.errors import UserError
 from ldm.models.optimizer import make_optimizer
 from ldm.models.randomness import step_generator
 from ldm.modules.distributions import DiagonalGaussian
@@ -28,15 +29,15 @@ def split_ddconfig(ddconfig: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     Raises ValueError for a missing or unknown key.
     """
     if not isinstance(ddconfig, Mapping):
-        raise ValueError(f"ddconfig must be a mapping, found {ddconfig!r}"[:200])
+        raise UserError(f"ddconfig must be a mapping, found {ddconfig!r}"[:200])
     needed = ("ch", "ch_mult", "num_res_blocks", "z_channels", "resolution")
     known = (*needed, "in_channels", "out_ch", "attn_resolutions", "dropout", "double_z", "num_groups")
     for key in ddconfig:
         if key not in known:
-            raise ValueError(f"ddconfig has no key '{key}'{nearest(str(key), list(known))}")
+            raise UserError(f"ddconfig has no key '{key}'{nearest(str(key), list(known))}")
     missing = [key for key in needed if key not in ddconfig]
     if missing:
-        raise ValueError(f"ddconfig lacks {', '.join(missing)}")
+        raise UserError(f"ddconfig lacks {', '.join(missing)}")
     encoder = {k: v for k, v in ddconfig.items() if k != "out_ch"}
     decoder = {k: v for k, v in ddconfig.items() if k not in ("in_channels", "double_z")}
     return encoder, decoder
@@ -44,6 +45,8 @@ def split_ddconfig(ddconfig: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 class AutoencoderKL(pl.LightningModule):
     """A convolutional autoencoder with a diagonal normal latent (Rombach et al. 2022)."""
+
+    STRUCTURE = ("ddconfig", "embed_dim")  # parameters that describe the network; the others are training's
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class AutoencoderKL(pl.LightningModule):
         super().__init__()
         encoder, decoder = split_ddconfig(ddconfig)
         if not ddconfig.get("double_z", True):
-            raise ValueError("AutoencoderKL needs ddconfig.double_z: true (mean and log-variance)")
+            raise UserError("AutoencoderKL needs ddconfig.double_z: true (mean and log-variance)")
         self.embed_dim = embed_dim
         self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
         self.encoder = Encoder(**encoder)
@@ -93,7 +96,7 @@ class AutoencoderKL(pl.LightningModule):
     def _freeze_encoder(self, loss: Any) -> None:
         idle = [name for name in ("kl", "whiten") if getattr(loss, name, 0)]
         if idle:
-            raise ValueError(
+            raise UserError(
                 f"decoder_only leaves the latents as they are: {' and '.join(idle)} would have no effect; set "
                 f"{', '.join(f'model.params.lossconfig.params.{name}=0' for name in idle)}"
             )
@@ -135,7 +138,7 @@ class AutoencoderKL(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimiser of all parameters that are to learn."""
         if self.loss is None:
-            raise ValueError(
+            raise UserError(
                 "training a first stage needs a lossconfig, such as ldm.modules.first_stage_loss.ReconstructionLoss"
             )
         return make_optimizer(self.named_parameters(), self.learning_rate, self.optimizer_config, self.scheduler_config)

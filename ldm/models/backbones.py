@@ -6,7 +6,6 @@ Nothing is fetched: a backbone is a folder, or a name that the hub's cache alrea
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +19,7 @@ from torch import nn
 
 from ldm.checkpoint.read import read_checkpoint
 from ldm.data.images import to_tensor
+from ldm.errors import UserError
 from ldm.modules.text import tokenize
 
 DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"
@@ -32,14 +32,14 @@ def prepare(images: Sequence[Image.Image], resize: int, crop: int, statistics: t
     """Return pictures as a backbone wants them, ``n 3 crop crop``: the shorter side to ``resize`` pixels (bicubic), the
     middle ``crop`` pixels, then (value in [0, 1] - mean) / deviation."""
     mean, deviation = (torch.tensor(values)[:, None, None] for values in statistics)
-    found = []
+    prepared = []
     for image in images:
         factor = resize / min(image.size)
         image = image.resize(tuple(max(resize, round(side * factor)) for side in image.size), BICUBIC)
         left, top = (image.width - crop) // 2, (image.height - crop) // 2
         x = to_tensor(image.crop((left, top, left + crop, top + crop)))[0]
-        found.append(((x + 1) / 2 - mean) / deviation)
-    return torch.stack(found)
+        prepared.append(((x + 1) / 2 - mean) / deviation)
+    return torch.stack(prepared)
 
 
 def pretrained(kind: Any, name: str, **options: Any) -> Any:
@@ -49,15 +49,15 @@ def pretrained(kind: Any, name: str, **options: Any) -> Any:
     does not find random values.
     """
     try:
-        model, found = kind.from_pretrained(name, local_files_only=True, output_loading_info=True, **options)
+        model, info = kind.from_pretrained(name, local_files_only=True, output_loading_info=True, **options)
     except RuntimeError as error:
-        raise ValueError(f"its weights do not fit {kind.__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"its weights do not fit {kind.__name__}: {' '.join(str(error).split())[:200]}") from error
     except (SafetensorError, UnpicklingError, EOFError) as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"its weights cannot be read, half a download perhaps: {why}") from error
-    missing = sorted(key for key in found["missing_keys"] if not key.endswith("position_ids"))
+        raise UserError(f"its weights cannot be read, half a download perhaps: {why}") from error
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
     if missing:
-        raise ValueError(
+        raise UserError(
             f"it lacks {len(missing)} weights of {kind.__name__}, like {missing[0]}: another model's folder?"
         )
     return model.eval()
@@ -128,7 +128,7 @@ def named_clip(name: str, device: str | torch.device = "cpu") -> Clip:
     try:
         return Clip(name, device)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--clip '{name}' cannot be loaded: {error}") from error
+        raise UserError(f"--clip '{name}' cannot be loaded: {error}") from error
 
 
 class Lpips(nn.Module):
@@ -156,7 +156,7 @@ class Lpips(nn.Module):
                 )
                 for target, tensors, path, name in parts:
                     if name not in tensors or tensors[name].shape != target.shape:
-                        raise ValueError(f"'{path}' has no {name} of shape {tuple(target.shape)}: not LPIPS's AlexNet")
+                        raise UserError(f"'{path}' has no {name} of shape {tuple(target.shape)}: not LPIPS's AlexNet")
                     target.copy_(tensors[name])
         self.eval().requires_grad_(False)
 
@@ -177,18 +177,6 @@ class Lpips(nn.Module):
         return total
 
 
-def weights_hash(network: Any) -> str:
-    """Return 16 hex digits that tell a network's weights (or those of its ``model``) from any others; "" of none."""
-    module = network if isinstance(network, nn.Module) else getattr(network, "model", None)
-    if not isinstance(module, nn.Module):
-        return ""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def backbones(
     dino: str | None, clip: str | None, lpips: Sequence[str] | None, device: str | torch.device = "cpu"
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -197,18 +185,18 @@ def backbones(
     dino, clip: a folder or a name, None for the field's own if the hub's cache has it. lpips: (trunk, linear). Raises
     ValueError if one that was named cannot be loaded.
     """
-    found: dict[str, Any] = {}
+    loaded: dict[str, Any] = {}
     absent: dict[str, str] = {}
     for key, kind, name, usual in (("dino", Dino, dino, DINO), ("clip", Clip, clip, CLIP)):
         try:
-            found[key] = kind(name or usual, device)
+            loaded[key] = kind(name or usual, device)
         except (OSError, ValueError, KeyError) as error:
             if name:
-                raise ValueError(f"--{key} '{name}' cannot be loaded: {error}") from error
+                raise UserError(f"--{key} '{name}' cannot be loaded: {error}") from error
             why = f"no '{usual}' in the hub's cache" if isinstance(error, OSError) else f"'{usual}': {error}"
             absent[key] = f"{why}; give --{key} FOLDER"
     if lpips:
-        found["lpips"] = Lpips(*lpips)
+        loaded["lpips"] = Lpips(*lpips)
     else:
         absent["lpips"] = "give --lpips ALEXNET LINEAR"
-    return found, absent
+    return loaded, absent

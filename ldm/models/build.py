@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,48 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.checkpoint.diffusers_format import FIRST_STAGE, UNET
 from ldm.checkpoint.inspect import without_checkpoints
+from ldm.checkpoint.load import WEIGHTS
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
-from ldm.config import instantiate_from_config, load_config, nearest, resolve_alias
+from ldm.config import get_class, instantiate_from_config, load_config, nearest, resolve_alias
 from ldm.cpu.packed import pack, use_winograd
+from ldm.errors import UserError
 from ldm.models.autoencoder import load_first_stage
-from ldm.models.devices import choose_device, choose_precision, dtype_of
+from ldm.models.devices import DEVICES, PRECISIONS, choose_device, choose_precision, dtype_of
+from ldm.project import CONFIGS
 
 logger = logging.getLogger(__name__)
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "stable-diffusion"
 PACK_FROM = 10_000_000  # parameters; in smaller networks a packed operator costs more than it saves (5 x at 4 million)
 SECTIONS = ("model", "data", "dataset", "training", "lightning")  # of a config; upstream's last one has no effect here
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model a command uses, and how it is loaded.
+
+    ckpt: ``.ckpt``, ``.safetensors``, a diffusers folder or a run folder. config: a YAML file, None for the
+    checkpoint's own. vae_ckpt: a file to take the first stage from. weights: "auto", "ema" or "raw". device: "auto",
+    "cpu" or "cuda". precision: "auto", "fp32", "fp16" or "bf16". Raises UserError for another word.
+    """
+
+    ckpt: str | Path
+    config: str | Path | None = None
+    vae_ckpt: str | Path | None = None
+    weights: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        known = {"weights": WEIGHTS, "device": DEVICES, "precision": ("auto", *PRECISIONS)}
+        for name, words in known.items():
+            if getattr(self, name) not in words:
+                raise UserError(f"unknown {name} '{getattr(self, name)}'; known: {', '.join(words)}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``from_checkpoint`` takes beside the checkpoint."""
+        names = ("config", "vae_ckpt", "weights", "device", "precision")
+        return {name: getattr(self, name) for name in names}
 
 
 def config_for(checkpoint: Checkpoint) -> Any:
@@ -34,20 +66,18 @@ def config_for(checkpoint: Checkpoint) -> Any:
     carried = checkpoint.metadata.get("config")
     if carried:
         if not isinstance(carried, Mapping):
-            raise ValueError(f"the config inside '{checkpoint.path}' is no mapping; name one (--config)")
+            raise UserError(f"the config inside '{checkpoint.path}' is no mapping; name one (--config)")
         try:
             _check_carried(carried)
             return OmegaConf.create(carried)
         except (RecursionError, OmegaConfBaseException) as error:
-            raise ValueError(
-                f"the config inside '{checkpoint.path}' cannot be read ({type(error).__name__})"
-            ) from error
+            raise UserError(f"the config inside '{checkpoint.path}' cannot be read ({type(error).__name__})") from error
     _check_more_than_first_stage(checkpoint)
     first = checkpoint.tensors.get(f"{UNET}input_blocks.0.0.weight")
     names = {4: "v1-inference.yaml", 8: "v1-edit.yaml"}
     if first is None or first.ndim != 4 or first.shape[1] not in names:
-        raise ValueError(f"'{checkpoint.path}' carries no config and does not look like a model; name one (--config)")
-    return load_config(CONFIGS / names[first.shape[1]])
+        raise UserError(f"'{checkpoint.path}' carries no config and does not look like a model; name one (--config)")
+    return load_config(CONFIGS / "stable-diffusion" / names[first.shape[1]])
 
 
 _FIRST_STAGES = {"ldm.models.autoencoder.AutoencoderKL", "ldm.models.vq.VQModel"}
@@ -55,7 +85,7 @@ _FIRST_STAGES = {"ldm.models.autoencoder.AutoencoderKL", "ldm.models.vq.VQModel"
 
 def _check_more_than_first_stage(checkpoint: Checkpoint) -> None:
     if checkpoint.tensors and all(name.startswith(FIRST_STAGE) for name in checkpoint.tensors):
-        raise ValueError(
+        raise UserError(
             f"'{checkpoint.path}' is a first stage alone, no model to edit or generate with; give it as --vae-ckpt "
             "beside a whole model"
         )
@@ -65,7 +95,7 @@ def _check_whole(checkpoint: Checkpoint, node: Any) -> None:
     """Refuse (ValueError) a first stage by itself, be it the checkpoint or what the config builds."""
     _check_more_than_first_stage(checkpoint)
     if isinstance(node, Mapping) and resolve_alias(node.get("target", "")) in _FIRST_STAGES:
-        raise ValueError(
+        raise UserError(
             "the config builds a first stage alone, no model to edit or generate with; name that of the whole model "
             f"in '{checkpoint.path}' (--config)"
         )
@@ -87,7 +117,7 @@ def _check_carried(node: Any) -> None:
     if isinstance(node, Mapping):
         name = node.get("target")
         if "target" in node and (not isinstance(name, str) or resolve_alias(name) not in _MODEL_CLASSES):
-            raise ValueError(f"the checkpoint's own config names {name!r}, which is not a model class; refused")
+            raise UserError(f"the checkpoint's own config names {name!r}, which is not a model class; refused")
         for key, value in node.items():
             _check_carried(key)
             _check_carried(value)
@@ -96,9 +126,28 @@ def _check_carried(node: Any) -> None:
             _check_carried(value)
     elif isinstance(node, str):
         if "${" in node:
-            raise ValueError(f"the checkpoint's own config holds an interpolation ({node[:40]!r}); refused")
+            raise UserError(f"the checkpoint's own config holds an interpolation ({node[:40]!r}); refused")
     elif node is not None and not isinstance(node, (bool, int, float)):
-        raise ValueError(f"the checkpoint's own config holds a {type(node).__name__}; refused")
+        raise UserError(f"the checkpoint's own config holds a {type(node).__name__}; refused")
+
+
+def structure_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a model (plain containers) without what only training reads.
+
+    A class says by ``STRUCTURE`` which of its parameters describe the network; all of them count for one without it.
+    """
+    params = node.get("params")
+    if not isinstance(params, Mapping):
+        return dict(node)
+    kept = getattr(get_class(node["target"]), "STRUCTURE", params)
+    return {
+        **node,
+        "params": {
+            name: structure_of(value) if isinstance(value, Mapping) and "target" in value else value
+            for name, value in params.items()
+            if name in kept
+        },
+    }
 
 
 def load_for_use(
@@ -152,15 +201,15 @@ def load_model(
         config = load_config(config)
     config = config_for(checkpoint) if config is None else config
     if "model" not in config:
-        raise ValueError(f"the config has no 'model' section; its keys: {', '.join(map(str, config))}")
+        raise UserError(f"the config has no 'model' section; its keys: {', '.join(map(str, config))}")
     for key in config:
         if key not in SECTIONS:
-            raise ValueError(f"the config has an unknown section '{key}'{nearest(str(key), list(SECTIONS))}")
+            raise UserError(f"the config has an unknown section '{key}'{nearest(str(key), list(SECTIONS))}")
     _check_whole(checkpoint, config["model"])
     with torch.device("meta"):
         model = instantiate_from_config(without_checkpoints(config["model"]), use_ema=False)
     if not hasattr(model, "load_checkpoint"):
-        raise ValueError(f"the config's model is a {type(model).__name__}; a LatentDiffusion is expected")
+        raise UserError(f"the config's model is a {type(model).__name__}; a LatentDiffusion is expected")
     report = model.load_checkpoint(checkpoint, weights, dtype_of(precision))
     logger.log(logging.WARNING if report.unexpected else logging.INFO, report.summary())
     if vae_ckpt is not None:

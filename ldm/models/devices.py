@@ -10,17 +10,19 @@ from typing import Any
 import torch
 
 from ldm.checkpoint.diffusers_format import FIRST_STAGE, UNET
+from ldm.errors import UserError
 
 WORTH_BF16 = 1.25  # how many times faster than fp32 a CPU must be in bf16 to take it
+DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
     """Return the device by name; "auto" is this process' GPU if there is one. Raises ValueError if it is not there."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device '{name}'; known: auto, cpu, cuda")
+    if name not in DEVICES:
+        raise UserError(f"unknown device '{name}'; known: {', '.join(DEVICES)}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but this PyTorch sees no GPU; use --device cpu or auto")
+        raise UserError("device 'cuda' was asked for, but this PyTorch sees no GPU; use --device cpu or auto")
     return local_device() if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -33,28 +35,28 @@ def local_device() -> torch.device:
     name = next((name for name in ("LOCAL_RANK", "SLURM_LOCALID") if os.environ.get(name)), None)
     rank = os.environ[name] if name else "0"
     if not rank.isdecimal():
-        raise ValueError(f"{name}={rank} in the environment is no number of a process; 0, 1, 2 ... is expected")
+        raise UserError(f"{name}={rank} in the environment is no number of a process; 0, 1, 2 ... is expected")
     return torch.device("cuda", int(rank) % max(1, torch.cuda.device_count()))
 
 
-def choose_precision(name: str, device: torch.device) -> str:
+def choose_precision(name: str, device: torch.device, training: bool = False) -> str:
     """Return "fp32", "fp16" or "bf16"; "auto" takes what the device is fast in.
 
-    auto: bf16 on a GPU that has it, fp16 on an older one; on a CPU bf16 if a trial shows that it is
-    clearly faster, else fp32.
-    Raises ValueError for an unknown name and for fp16 on a CPU, where it is slow and not supported throughout.
+    auto: bf16 on a GPU that has it, fp16 on an older one (with a gradient scaler in training); on a CPU bf16 if a trial
+    shows that it is clearly faster, else fp32. training: also refuse what a network cannot be trained in.
+    Raises UserError for an unknown name, for fp16 on a CPU, where it is slow and not supported throughout, and for
+    training in bf16 on a GPU without it.
     """
     if name not in ("auto", *PRECISIONS):
-        raise ValueError(f"unknown precision '{name}'; known: auto, {', '.join(PRECISIONS)}")
+        raise UserError(f"unknown precision '{name}'; known: auto, {', '.join(PRECISIONS)}")
     if device.type == "cpu":
         if name == "fp16":
-            raise ValueError("precision fp16 is for GPUs; on a CPU use fp32, bf16 or auto")
-        if name == "auto":
-            return "bf16" if bf16_is_faster() else "fp32"
-        return name
-    if name != "auto":
-        return name
-    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+            raise UserError("precision fp16 is for GPUs; on a CPU use fp32, bf16 or auto")
+        return ("bf16" if bf16_is_faster() else "fp32") if name == "auto" else name
+    has_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
+    if name == "bf16" and training and not has_bf16:
+        raise UserError("this GPU has no bf16; use fp16 or auto")
+    return ("bf16" if has_bf16 else "fp16") if name == "auto" else name
 
 
 def dtype_of(precision: str) -> Any:

@@ -16,6 +16,7 @@ from ldm.checkpoint.diffusers_format import FIRST_STAGE, TEXT, UNET, to_diffuser
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.checkpoint.save import save_checkpoint, write_safetensors
 from ldm.diffusion.conditioning import Conditioning
+from ldm.errors import UserError
 from ldm.models.build import config_for, load_model
 from ldm.modules.text import CLIP_VIT_L_14
 
@@ -36,11 +37,11 @@ def export(source: str | Path, output: str | Path, weights: str = "auto") -> Pat
     """
     checkpoint, output = read_checkpoint(source), Path(output)
     if output.exists():
-        raise ValueError(f"'{output}' exists already; choose another name, or delete it")
+        raise UserError(f"'{output}' exists already; choose another name, or delete it")
     if output.suffix == ".safetensors":
         return _as_file(checkpoint, output, weights)
     if output.suffix:
-        raise ValueError(f"'{output}' is neither a .safetensors file nor a folder (a name without an ending)")
+        raise UserError(f"'{output}' is neither a .safetensors file nor a folder (a name without an ending)")
     return _as_folder(checkpoint, output, weights)
 
 
@@ -84,12 +85,12 @@ def _outputs(model: Any) -> dict[str, torch.Tensor]:
 
 def _check_same(wanted: dict[str, torch.Tensor], model: Any, source: Path) -> None:
     """Raise ValueError unless a model computes what was computed before, up to the rounding of its weights."""
-    for name, found in _outputs(model).items():
+    for name, results in _outputs(model).items():
         if not wanted[name].isfinite().all():
-            raise ValueError(f"the {name} is not finite in '{source}' itself; it is not exported")
-        apart, size = (found - wanted[name]).norm().item(), wanted[name].norm().item()
+            raise UserError(f"the {name} is not finite in '{source}' itself; it is not exported")
+        apart, size = (results - wanted[name]).norm().item(), wanted[name].norm().item()
         if not apart <= APART * size:
-            raise ValueError(
+            raise UserError(
                 f"what was exported is not what '{source}' holds: the {name} is {apart / max(size, 1e-12):.0%} apart; "
                 "it was removed"
             )
@@ -160,7 +161,7 @@ def _unet_config(p: dict[str, Any]) -> dict[str, Any]:
     levels = len(p["channel_mult"])
     with_attention = [2**i in p["attention_resolutions"] for i in range(levels)]
     if p.get("num_head_channels", -1) not in (-1, None) or p.get("transformer_depth", 1) != 1:
-        raise ValueError("this UNet has no diffusers form that is tested: num_head_channels or transformer_depth")
+        raise UserError("this UNet has no diffusers form that is tested: num_head_channels or transformer_depth")
     return {
         "_class_name": "UNet2DConditionModel",
         "in_channels": p["in_channels"],

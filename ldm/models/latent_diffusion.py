@@ -13,12 +13,13 @@ from torch import nn
 from ldm.checkpoint.load import LoadReport, load_into
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.checkpoint.save import exported
-from ldm.config import instantiate_from_config
-from ldm.diffusion.conditioning import Conditioning, drop_conditioning, dropped
+from ldm.config import instantiate_from_config, settings
+from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.loss import change_weights, min_snr_weights, prior_preservation, rectified_noise, sample_losses
+from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import check_parameterization, target, to_eps
 from ldm.diffusion.schedule import Schedule, make_betas
+from ldm.errors import UserError
 from ldm.models.optimizer import make_optimizer
 from ldm.models.randomness import BatchNoise, step_generator
 from ldm.modules.ema import LitEma
@@ -27,13 +28,6 @@ logger = logging.getLogger(__name__)
 
 # conditioning_key -> whether the input picture's latent is concatenated to the noised one
 CONDITIONING_KEYS = {"crossattn": False, "hybrid": True}
-
-
-def _check_numbers(**given: Any) -> None:
-    """Raise ValueError for a parameter that is no number, or below 0."""
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            raise ValueError(f"model.params.{name} is {value!r}; a number from 0 is expected")
 
 
 class DiffusionWrapper(nn.Module):
@@ -48,7 +42,7 @@ class DiffusionWrapper(nn.Module):
         """Return the UNet's prediction ``b c h w``. Raises ValueError if a picture is missing or not wanted."""
         if self.concatenates != (conditioning.c_concat is not None):
             need = "needs" if self.concatenates else "takes no"
-            raise ValueError(f"this model {need} the latent of an input picture (c_concat)")
+            raise UserError(f"this model {need} the latent of an input picture (c_concat)")
         if self.concatenates:
             z_t = torch.cat([z_t, conditioning.c_concat.to(z_t)], dim=1)
         return self.diffusion_model(z_t, t, conditioning.c_crossattn)
@@ -56,6 +50,19 @@ class DiffusionWrapper(nn.Module):
 
 class LatentDiffusion(pl.LightningModule):
     """The one model of all recipes: text to image (crossattn) and editing (hybrid); YAML chooses."""
+
+    STRUCTURE = (  # parameters that describe the network; the others are training's
+        "unet_config",
+        "first_stage_config",
+        "cond_stage_config",
+        "timesteps",
+        "beta_schedule",
+        "linear_start",
+        "linear_end",
+        "parameterization",
+        "conditioning_key",
+        "scale_factor",
+    )
 
     def __init__(
         self,
@@ -69,7 +76,6 @@ class LatentDiffusion(pl.LightningModule):
         parameterization: str = "eps",
         conditioning_key: str = "crossattn",
         scale_factor: float = 0.18215,
-        loss_type: str = "l2",
         use_ema: bool = True,
         ema_decay: float = 0.9999,
         cond_stage_trainable: bool = False,
@@ -79,41 +85,23 @@ class LatentDiffusion(pl.LightningModule):
         learning_rate: float = 1e-6,
         optimizer_config: Any = None,
         scheduler_config: Any = None,
-        reg_weight: float = 1.0,
-        dropout_text: float = 0.0,
-        dropout_image: float = 0.0,
-        dropout_both: float = 0.0,
-        dropped_weight: float = 1.0,
-        min_snr_gamma: float | None = None,
-        snr_offset: float = 0.0,
-        offset_noise: float = 0.0,
-        t_power: float = 1.0,
-        change_weight: float = 0.0,
-        dream_detail_preservation: float | None = None,
+        objective_config: Any = None,
     ):
         """Build the parts from their configs, and load ``ckpt_path`` into them if it is given.
 
         scale_factor: multiplies the latent that is diffused (not ``c_concat``). weights: "ema", "raw" or "auto",
         which copy of the UNet to load. The rest is for training: unet_trainable and cond_stage_trainable say what
-        learns; dropout_*: probabilities of dropping the text, the picture, or both; dropped_weight: what such a sample
-        counts in the loss (what it is to become cannot be known, so its error is several times the others');
-        reg_weight: of the regularization half of a batch; min_snr_gamma: None for the plain loss, and snr_offset: see
-        ``min_snr_weights``; offset_noise: strength of noise that is the same at every position of a channel (about
-        0.1), beside the plain one; t_power: time indices are ``T u^(1/t_power)``, 1 uniform, more draws noisier ones;
-        change_weight: how much more a latent position counts where the pair's two pictures differ;
-        dream_detail_preservation: None, or the power p of ``rectified_noise`` (1 is its paper's; one more evaluation a
-        step, without gradient). Raises ValueError for unknown names, a dropped_weight without dropout, or a checkpoint
-        that does not fit.
+        learns, objective_config how it is weighed (see ``Objective``). Raises UserError for what makes no sense, or a
+        checkpoint that does not fit.
         """
         super().__init__()
         if conditioning_key not in CONDITIONING_KEYS:
-            raise ValueError(f"unknown conditioning_key '{conditioning_key}'; known: {', '.join(CONDITIONING_KEYS)}")
+            raise UserError(f"unknown conditioning_key '{conditioning_key}'; known: {', '.join(CONDITIONING_KEYS)}")
         self.parameterization = check_parameterization(parameterization)
         self.conditioning_key = conditioning_key
         if not isinstance(scale_factor, (int, float)) or not scale_factor > 0:
-            raise ValueError(f"scale_factor is {scale_factor!r}; a number above 0 is expected")
+            raise UserError(f"scale_factor is {scale_factor!r}; a number above 0 is expected")
         self.scale_factor = scale_factor
-        self.loss_type = loss_type
         self.cond_stage_trainable = cond_stage_trainable
         self.schedule = Schedule(make_betas(timesteps, linear_start, linear_end, beta_schedule))
         self.model = DiffusionWrapper(instantiate_from_config(unet_config), conditioning_key)
@@ -121,37 +109,14 @@ class LatentDiffusion(pl.LightningModule):
         self.cond_stage_model = instantiate_from_config(cond_stage_config).requires_grad_(cond_stage_trainable)
         if not any(True for _ in self.cond_stage_model.parameters()):
             kind = type(self.cond_stage_model).__name__
-            raise ValueError(f"cond_stage_config builds a {kind}, which has no weights: a text encoder is expected")
+            raise UserError(f"cond_stage_config builds a {kind}, which has no weights: a text encoder is expected")
         self.model.requires_grad_(unet_trainable)
         self.learning_rate, self.optimizer_config, self.scheduler_config = (
             learning_rate,
             optimizer_config,
             scheduler_config,
         )
-        self.reg_weight, self.t_power = reg_weight, t_power
-        _check_numbers(
-            learning_rate=learning_rate,
-            reg_weight=reg_weight,
-            dropout_text=dropout_text,
-            dropout_image=dropout_image,
-            dropout_both=dropout_both,
-            dropped_weight=dropped_weight,
-            min_snr_gamma=0.0 if min_snr_gamma is None else min_snr_gamma,
-            snr_offset=snr_offset,
-            offset_noise=offset_noise,
-            t_power=t_power,
-            change_weight=change_weight,
-            dream_detail_preservation=0.0 if dream_detail_preservation is None else dream_detail_preservation,
-        )
-        if snr_offset and min_snr_gamma is None:
-            raise ValueError(f"snr_offset is {snr_offset}, but min_snr_gamma is null: the loss has no such weights")
-        if dropped_weight != 1 and not dropout_text + dropout_image + dropout_both:
-            raise ValueError(f"dropped_weight is {dropped_weight}, but nothing is dropped: every dropout_* is 0")
-        self.min_snr_gamma, self.snr_offset = min_snr_gamma, snr_offset
-        self.dropped_weight = dropped_weight
-        self.dropout = {"text": dropout_text, "image": dropout_image, "both": dropout_both}
-        self.change_weight, self.offset_noise = change_weight, offset_noise
-        self.dream_detail_preservation = dream_detail_preservation
+        self.objective = settings(Objective, objective_config, "model.params.objective_config")
         self._check_channels()
         if ckpt_path is not None:
             logger.info(self.load_checkpoint(ckpt_path, weights).summary())
@@ -161,7 +126,7 @@ class LatentDiffusion(pl.LightningModule):
         unet, latent = self.model.diffusion_model, self.first_stage_model.embed_dim
         expected = latent * (2 if self.model.concatenates else 1)
         if (unet.in_channels, unet.out_channels) != (expected, latent):
-            raise ValueError(
+            raise UserError(
                 f"conditioning_key '{self.conditioning_key}' with a first stage of {latent} latent channels needs a "
                 f"UNet with in_channels {expected} and out_channels {latent}, "
                 f"found {unet.in_channels} and {unet.out_channels}"
@@ -181,7 +146,7 @@ class LatentDiffusion(pl.LightningModule):
         another scale of the latents than this model's."""
         theirs, ours = checkpoint.tensors.get("alphas_cumprod"), self.schedule.alphas_cumprod
         if theirs is not None and (theirs.shape != ours.shape or (theirs.float() - ours).abs().max() > 1e-3):
-            raise ValueError(f"'{checkpoint.path}' has another noise schedule than the config (alphas_cumprod)")
+            raise UserError(f"'{checkpoint.path}' has another noise schedule than the config (alphas_cumprod)")
         config = checkpoint.metadata.get("config")
         node = config.get("model") if isinstance(config, dict) else None
         params = node.get("params") if isinstance(node, dict) else None
@@ -190,7 +155,7 @@ class LatentDiffusion(pl.LightningModule):
         for name in ("parameterization", "scale_factor") if isinstance(params, dict) else ():
             theirs, ours = params.get(name), getattr(self, name)
             if theirs is not None and theirs != ours:
-                raise ValueError(
+                raise UserError(
                     f"'{checkpoint.path}' was trained with {name} {theirs!r}, the config says {ours!r}; set "
                     f"model.params.{name}={theirs}"
                 )
@@ -252,18 +217,16 @@ class LatentDiffusion(pl.LightningModule):
         dream_detail_preservation the noise is ``rectified_noise`` of what is given.
         """
         alpha, sigma = self.schedule.alpha_sigma(t, z)
-        if self.training and self.dream_detail_preservation is not None:
+        objective = self.objective
+        if self.training and objective.dream_detail_preservation is not None:
             with torch.no_grad():
                 z_t = self.schedule.add_noise(z, noise, t)
-                seen = to_eps(self.parameterization, self.apply_model(z_t, t, conditioning).float(), z_t, alpha, sigma)
-            noise = rectified_noise(noise, seen, sigma, self.dream_detail_preservation)
+                predicted = self.apply_model(z_t, t, conditioning).float()
+                predicted = to_eps(self.parameterization, predicted, z_t, alpha, sigma)
+            noise = objective.rectified(noise, predicted, sigma)
         prediction = self.apply_model(self.schedule.add_noise(z, noise, t), t, conditioning)
         wanted = target(self.parameterization, z, noise, alpha, sigma)
-        losses = sample_losses(prediction, wanted, self.loss_type, weight)
-        if self.min_snr_gamma is not None:
-            weights = (self.min_snr_gamma, self.snr_offset)
-            losses = losses * min_snr_weights(self.schedule, t, self.parameterization, *weights)
-        return losses
+        return objective.sample_losses(prediction, wanted, weight, self.schedule, t, self.parameterization)
 
     def latents(self, batch: dict[str, Any], draw: BatchNoise) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the scaled latent of ``edited`` and the unscaled one of ``input`` (None without), without gradient.
@@ -288,24 +251,17 @@ class LatentDiffusion(pl.LightningModule):
         """
         draw = BatchNoise(step_generator(self, batch_index), getattr(self, "run_seed", 0), batch.get("seed"))
         z, c_concat = self.latents(batch, draw)
-        b, device = len(z), z.device
-        u = draw.rand(b)
-        t = (len(self.schedule) * u ** (1 / self.t_power)).long().clamp(max=len(self.schedule) - 1).to(device)
-        noise = draw.randn(z.shape).to(device)
-        if self.offset_noise:
-            noise = noise + self.offset_noise * draw.randn((*z.shape[:2], 1, 1)).to(device)
-        conditioning = Conditioning(self._states_for_training(batch["text"]), c_concat)
-        if any(self.dropout.values()):
-            null, u = self._states_for_training([""]), draw.rand(b)
-            conditioning = drop_conditioning(conditioning, null, u=u, **self.dropout)
-        weight = None
-        if self.change_weight and c_concat is not None:
-            weight = change_weights(z, c_concat * self.scale_factor, self.change_weight)
-        losses = self.p_losses(z, conditioning, t, noise, weight)
-        if self.dropped_weight != 1:
-            losses = torch.where(dropped(u, **self.dropout).to(device), self.dropped_weight, 1.0) * losses
-        is_reg = batch.get("is_reg", torch.zeros(b, dtype=torch.bool, device=device))
-        loss, parts = prior_preservation(losses, is_reg, self.reg_weight)
+        objective, device = self.objective, z.device
+        t = objective.times(draw.rand(len(z)), len(self.schedule)).to(device)
+        noise = objective.noise(tuple(z.shape), draw.randn, device)
+        conditioning, u = Conditioning(self._states_for_training(batch["text"]), c_concat), None
+        if objective.drops:
+            null, u = self._states_for_training([""]), draw.rand(len(z))
+            conditioning = objective.drop(conditioning, null, u)
+        source = None if c_concat is None else c_concat * self.scale_factor
+        losses = self.p_losses(z, conditioning, t, noise, objective.position_weights(z, source))
+        is_reg = batch.get("is_reg", torch.zeros(len(z), dtype=torch.bool, device=device))
+        loss, parts = objective.join(losses, is_reg, u)
         self.log("train/loss", loss.detach())
         self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()}, prog_bar=True)
         return loss

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ldm.config import get_class, instantiate_from_config
+from ldm.errors import UserError
 
 
 def make_optimizer(
@@ -26,7 +27,7 @@ def make_optimizer(
     """
     parameters = [(name, p) for name, p in parameters if p.requires_grad]
     if not parameters:
-        raise ValueError("nothing to train: every parameter is frozen")
+        raise UserError("nothing to train: every parameter is frozen")
     config = optimizer_config or {"target": "torch.optim.AdamW", "params": {"weight_decay": 0.01}}
     if not getattr(get_class(config.get("target", "")), "wants_names", False):
         parameters = [p for _, p in parameters]

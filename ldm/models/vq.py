@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from ldm.errors import MissingPackageError
 from ldm.models.autoencoder import load_first_stage, split_ddconfig
 from ldm.modules.distributions import Codes
 from ldm.modules.vae_blocks import Decoder, Encoder
@@ -17,7 +18,7 @@ def _quantizer(n_embed: int, embed_dim: int) -> nn.Module:
     try:
         from taming.modules.vqvae.quantize import VectorQuantizer2
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "VQModel needs taming-transformers: pip install --no-deps taming-transformers-rom1504 "
             f"(without --no-deps it brings torchvision, which is not needed). [{error}]"
         ) from error

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ldm.errors import UserError
+
 
 def ema_name(name: str) -> str:
     """Return the name of a parameter's average inside ``model_ema``: its own name without the dots."""
@@ -23,13 +25,13 @@ class LitEma(nn.Module):
         """Start from the model's present values. Raises ValueError for a decay outside [0, 1] or colliding names."""
         super().__init__()
         if not 0 <= decay <= 1:
-            raise ValueError(f"ema decay is {decay}; it must lie in [0, 1]")
+            raise UserError(f"ema decay is {decay}; it must lie in [0, 1]")
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32, device="cpu"))
         self.register_buffer("num_updates", torch.tensor(0, dtype=torch.int, device="cpu"))
         names = [n for n, p in model.named_parameters() if p.requires_grad]
         self._shadow_of = {n: ema_name(n) for n in names}
         if len(set(self._shadow_of.values())) != len(names):
-            raise ValueError("two parameter names are equal without their dots; the EMA file format cannot hold both")
+            raise UserError("two parameter names are equal without their dots; the EMA file format cannot hold both")
         parameters = dict(model.named_parameters())
         for name, shadow in self._shadow_of.items():
             self.register_buffer(shadow, parameters[name].detach().clone())

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ldm.errors import UserError
 from ldm.modules.distributions import DiagonalGaussian
 
 
@@ -73,7 +74,7 @@ class PatchDiscriminator(nn.Module):
         ValueError for either below 1."""
         super().__init__()
         if width < 1 or levels < 1:
-            raise ValueError(f"width {width} and levels {levels} must be at least 1")
+            raise UserError(f"width {width} and levels {levels} must be at least 1")
         widths = [3, *(width * 2**i for i in range(levels))]
         layers = [nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths)]
         layers += [nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.Conv2d(widths[-1], 1, 1)]
@@ -122,11 +123,9 @@ class AdversarialReconstructionLoss(ReconstructionLoss):
         for name, value in (("adversarial", adversarial), ("features", features), ("disc_start", disc_start)):
             if isinstance(value, bool) or not value >= 0 or (name == "disc_start" and not isinstance(value, int)):
                 kind = "whole number" if name == "disc_start" else "number"
-                raise ValueError(f"lossconfig.params.{name} is {value!r}; a {kind} from 0 is expected")
+                raise UserError(f"lossconfig.params.{name} is {value!r}; a {kind} from 0 is expected")
         if not adversarial + features:
-            raise ValueError(
-                "adversarial and features are both 0: take ldm.modules.first_stage_loss.ReconstructionLoss"
-            )
+            raise UserError("adversarial and features are both 0: take ldm.modules.first_stage_loss.ReconstructionLoss")
         self.adversarial, self.features, self.disc_start = adversarial, features, disc_start
         self.discriminator = PatchDiscriminator(disc_width, disc_levels)
         self.register_buffer("seen", torch.tensor(0))  # batches, kept with the weights to resume from

@@ -8,6 +8,8 @@ import logging
 import torch
 from torch import nn
 
+from ldm.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 START, END = 49406, 49407
@@ -98,10 +100,10 @@ class FrozenCLIPEmbedder(nn.Module):
         fields = {**CLIP_VIT_L_14, **dict(text_config or {})}
         unknown = set(fields) - set(CLIP_VIT_L_14)
         if unknown:
-            raise ValueError(f"unknown text_config field(s) {sorted(unknown)}; known: {', '.join(CLIP_VIT_L_14)}")
+            raise UserError(f"unknown text_config field(s) {sorted(unknown)}; known: {', '.join(CLIP_VIT_L_14)}")
         self.max_length = min(max_length, fields["max_position_embeddings"])
         if self.max_length < 3:
-            raise ValueError(f"a text of {self.max_length} tokens has no room between its start and its end")
+            raise UserError(f"a text of {self.max_length} tokens has no room between its start and its end")
         rows = fields["vocab_size"]
         special = {"bos_token_id": min(START, rows - 2), "eos_token_id": min(END, rows - 1)}
         config = CLIPTextConfig(**fields, **special, attn_implementation="sdpa")

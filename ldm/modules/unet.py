@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ldm.errors import UserError
 from ldm.modules.attention import SpatialTransformer, recompute, zero_init
 
 
@@ -170,14 +171,14 @@ class UNetModel(nn.Module):
         """
         super().__init__()
         if not use_spatial_transformer:
-            raise ValueError("use_spatial_transformer: false is not supported; every published editing UNet uses it")
+            raise UserError("use_spatial_transformer: false is not supported; every published editing UNet uses it")
         if (num_heads == -1) == (num_head_channels == -1):
-            raise ValueError("give exactly one of num_heads and num_head_channels")
+            raise UserError("give exactly one of num_heads and num_head_channels")
         if max(num_heads, num_head_channels) < 1:
-            raise ValueError(f"num_heads {num_heads} and num_head_channels {num_head_channels}: 1 or more is expected")
+            raise UserError(f"num_heads {num_heads} and num_head_channels {num_head_channels}: 1 or more is expected")
         widths = [model_channels * m for m in channel_mult]
         if any(w % 32 for w in widths):
-            raise ValueError(f"channel widths {widths} must be multiples of 32 (group normalisation)")
+            raise UserError(f"channel widths {widths} must be multiples of 32 (group normalisation)")
         self.in_channels, self.out_channels, self.model_channels = in_channels, out_channels, model_channels
         self.context_dim = context_dim
         temb_channels = model_channels * 4

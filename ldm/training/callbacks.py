@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def looking(trainer: pl.Trainer, module: Any) -> Iterator[None]:
+def evaluating(trainer: pl.Trainer, module: Any) -> Iterator[None]:
     """Let the model be used inside the ``with`` block as it would be after training: in evaluation mode, without
     gradients, with its averaged weights (an average of the optimiser's own, too: schedule-free ones have ``eval`` and
     ``train``), and in bf16 where the run trains in it."""
@@ -129,7 +129,7 @@ class Checkpoints(pl.Callback):
         """Write the weights alone, in fp16, by the published names."""
         if trainer.is_global_zero:
             path = self.folder / f"step={trainer.global_step}{self.suffix}"
-            with looking(trainer, pl_module):
+            with evaluating(trainer, pl_module):
                 state = pl_module.export_state()
             save_checkpoint(path, state, {**self.metadata, "step": trainer.global_step})
             logger.info("weights of step %d: %s", trainer.global_step, path)
@@ -182,7 +182,7 @@ class Sheets(pl.Callback):
         if step == self._done or step % self.every or not trainer.is_global_zero:
             return
         self._done = step
-        with looking(trainer, pl_module):
+        with evaluating(trainer, pl_module):
             sheet = self.draw(pl_module)
         save_image(sheet, self.folder / f"step={step}.png")
 
@@ -209,10 +209,10 @@ class StopOnSignal(pl.Callback):
         """Ask the trainer to stop after this step; inside an accumulation, after its last batch."""
         if (args[2] + 1) % trainer.accumulate_grad_batches:
             return
-        told = self.received is not None
-        if trainer.world_size > 1:  # all processes stop at the same step, whichever was told
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
-        if told and not trainer.should_stop:
+        stop = self.received is not None
+        if trainer.world_size > 1:  # all processes stop at the same step, whichever got the signal
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop and not trainer.should_stop:
             if self.received is not None:
                 logger.warning("%s received: saving and stopping", signal.Signals(self.received).name)
             trainer.should_stop = True

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from ldm.errors import MissingFileError
+
 
 class DirectCheckpointIO(TorchCheckpointIO):
     """Lightning's own puts a checkpoint together in memory and copies it once more before it is written: for the
@@ -29,5 +31,5 @@ class DirectCheckpointIO(TorchCheckpointIO):
         Raises FileNotFoundError if there is none.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"checkpoint '{path}' is not there")
+            raise MissingFileError(f"checkpoint '{path}' is not there")
         return torch.load(path, map_location=map_location, weights_only=bool(weights_only), mmap=True)

@@ -25,10 +25,10 @@ def merge(folder: Path) -> None:
     rows: list[dict[str, str]] = []
     for path in parts:
         with open(path, newline="") as file:
-            found = list(csv.DictReader(file))
-        begun = min((int(row["step"]) for row in found), default=None)
-        if begun is not None:
-            rows = [row for row in rows if int(row["step"]) < begun] + found
+            part = list(csv.DictReader(file))
+        first = min((int(row["step"]) for row in part), default=None)
+        if first is not None:
+            rows = [row for row in rows if int(row["step"]) < first] + part
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(folder / NAME) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")

@@ -11,7 +11,6 @@ Three figures, all against the frozen model that the run began with, none of whi
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +22,16 @@ import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
+from ldm.config import settings as typed_settings
 from ldm.data import instructions as words
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_images
-from ldm.data.pairs import swaps
-from ldm.files import replacing
+from ldm.data.pairs import replacement_pairs
+from ldm.errors import UserError
+from ldm.files import write_json
 from ldm.inference.editor import ImageEditor
 from ldm.inference.settings import EditSettings
-from ldm.training.callbacks import looking
+from ldm.training.callbacks import evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,9 @@ def coarse_colours(x: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(rgb_to_lab(((x.float() + 1) / 2).clamp(0, 1)), 16).flatten(1)
 
 
-def way_gone(x: torch.Tensor, start: torch.Tensor, goal: torch.Tensor, describe: Callable = coarse_colours) -> float:
+def progress_to_goal(
+    x: torch.Tensor, start: torch.Tensor, goal: torch.Tensor, describe: Callable = coarse_colours
+) -> float:
     """Return how much of the way from ``start`` to ``goal`` pictures ``x`` have gone: 1 at the goal, 0 as far from it
     as the start, below 0 farther. The mean over the batch."""
     far, left = describe(start) - describe(goal), describe(x) - describe(goal)
@@ -64,9 +67,9 @@ def kept_psnr(x: torch.Tensor, input: torch.Tensor, answer: torch.Tensor) -> flo
     return (-10 * torch.log10((error[there] / area[there]).clamp(min=1e-6))).mean().item()
 
 
-def score(row: Row, begun: Row) -> float:
-    """Return one number for a step: the subject, less the leak, less what the background lost since the beginning."""
-    lost = max(0.0, begun["background"] - row["background"])
+def score(row: Row, frozen: Row) -> float:
+    """Return one number for a step: the subject, less the leak, less what the background lost."""
+    lost = max(0.0, frozen["background"] - row["background"])
     return row["subject"] - max(0.0, row["leak"]) - BACKGROUND_WEIGHT * lost
 
 
@@ -88,7 +91,7 @@ class Monitor(pl.Callback):
         """Return one number for a step's figures, higher is better."""
         raise NotImplementedError
 
-    def said(self, row: Row) -> str:
+    def describe(self, row: Row) -> str:
         """Return a step's figures in words."""
         raise NotImplementedError
 
@@ -116,7 +119,7 @@ class Monitor(pl.Callback):
         step = self._done = trainer.global_step
         if not trainer.is_global_zero:
             return
-        with looking(trainer, module):
+        with evaluating(trainer, module):
             self.rows[step] = self.measure(module, step)
         for log in trainer.loggers:
             log.log_metrics({f"drift/{name}": value for name, value in self.rows[step].items()}, step=step)
@@ -128,8 +131,8 @@ class Monitor(pl.Callback):
             return None
         scores = {step: self.score(row) for step, row in self.rows.items() if step > 0}
         step = max(kept, key=lambda s: scores[s])
-        others = [f"step {s} scores {scores[s]:.2f}: {self.said(self.rows[s])}" for s in kept if s != step]
-        why = f"step {step} scores {scores[step]:.2f}: {self.said(self.rows[step])}"
+        others = [f"step {s} scores {scores[s]:.2f}: {self.describe(self.rows[s])}" for s in kept if s != step]
+        why = f"step {step} scores {scores[step]:.2f}: {self.describe(self.rows[step])}"
         return {
             "weights": f"step={step}{self.suffix}",
             "step": step,
@@ -141,14 +144,13 @@ class Monitor(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``checkpoints/best.json`` and say which step it names and why."""
-        found = self.best()
-        if found is None or not trainer.is_global_zero:
+        best = self.best()
+        if best is None or not trainer.is_global_zero:
             return
-        with replacing(self.folder / "best.json") as temporary:
-            temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        logger.info("best of the kept steps: %s (frozen: %s)", found["why"], self.said(found["frozen"]))
+        write_json(self.folder / "best.json", best, indent=1)
+        logger.info("best of the kept steps: %s (frozen: %s)", best["why"], self.describe(best["frozen"]))
         better = max((s for s in self.rows if s), key=lambda s: self.score(self.rows[s]))
-        if better not in self.keep_at and self.score(self.rows[better]) > found["score"] + 0.02:
+        if better not in self.keep_at and self.score(self.rows[better]) > best["score"] + 0.02:
             logger.info("step %d was better still; training.keep_at=[%d] would keep it", better, better)
 
 
@@ -175,29 +177,32 @@ class DriftMonitor(Monitor):
         super().__init__(every, keep_at, folder, suffix)
         streams = {name: getattr(s, "dataset", s) for name, s in data.streams.items()}
         if "reg" not in streams or not hasattr(streams["instance"], "pairs"):
-            raise ValueError("training.drift_every needs instance and regularization pairs (PersonalizedEdit)")
-        check_keys(settings, EditSettings)
+            raise UserError("training.drift_every needs instance and regularization pairs (PersonalizedEdit)")
         if pairs < 1:
-            raise ValueError(f"training.drift.params.pairs is {pairs}; at least 1 is needed")
-        self.settings = EditSettings(**(settings or {})).checked()
-        self._plain_begun = 0.0
+            raise UserError(f"training.drift.params.pairs is {pairs}; at least 1 is needed")
+        self.settings = typed_settings(EditSettings, settings, "training.drift.params.settings")
+        self._plain_at_start = 0.0
         subject, reg = streams["instance"], streams["reg"]
-        self.input, self.photo, chosen = _some(subject, swaps(subject.held_out) or swaps(subject.entries), pairs)
-        self.reg_input, self.reg_answer, reg_chosen = _some(reg, swaps(reg.entries), pairs)
-        self.told, self.plain = ([_told(subject, pair, name) for pair in chosen] for name in (subject.identifier, ""))
-        self.telling = [i for i, (a, b) in enumerate(zip(self.told, self.plain, strict=True)) if a != b]
-        if not self.telling:
+        self.input, self.photo, chosen = _some(
+            subject, replacement_pairs(subject.held_out) or replacement_pairs(subject.entries), pairs
+        )
+        self.reg_input, self.reg_answer, reg_chosen = _some(reg, replacement_pairs(reg.entries), pairs)
+        self.prompts, self.plain_prompts = (
+            [_prompt(subject, pair, name) for pair in chosen] for name in (subject.identifier, "")
+        )
+        self.tell_leak = [i for i, (a, b) in enumerate(zip(self.prompts, self.plain_prompts, strict=True)) if a != b]
+        if not self.tell_leak:
             logger.warning("no pair's instruction has the identifier: drift/leak cannot be told and stays 0")
-        self.reg_told = [_told(subject, pair, subject.identifier) for pair in reg_chosen]
+        self.reg_prompts = [_prompt(subject, pair, subject.identifier) for pair in reg_chosen]
         self._describe = described_by(dino) or coarse_colours
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to know of the steps before."""
-        return {"rows": self.rows, "plain_begun": self._plain_begun}
+        return {"rows": self.rows, "plain_begun": self._plain_at_start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what was measured before."""
-        self.rows, self._plain_begun = dict(state_dict["rows"]), state_dict["plain_begun"]
+        self.rows, self._plain_at_start = dict(state_dict["rows"]), state_dict["plain_begun"]
 
     def measure(self, module: Any, step: int) -> Row:
         """Return subject, leak and background of an editor."""
@@ -206,30 +211,25 @@ class DriftMonitor(Monitor):
         def edited(x: torch.Tensor, texts: list[str]) -> torch.Tensor:
             return editor.sample(x, texts, self.settings, range(len(x))).clamp(-1, 1).cpu()
 
-        subject = way_gone(edited(self.input, self.told), self.input, self.photo, self._describe)
+        subject = progress_to_goal(edited(self.input, self.prompts), self.input, self.photo, self._describe)
         plain = 0.0
-        if self.telling:
-            start, goal = self.input[self.telling], self.photo[self.telling]
-            plain = way_gone(edited(start, [self.plain[i] for i in self.telling]), start, goal, self._describe)
+        if self.tell_leak:
+            start, goal = self.input[self.tell_leak], self.photo[self.tell_leak]
+            plain = progress_to_goal(
+                edited(start, [self.plain_prompts[i] for i in self.tell_leak]), start, goal, self._describe
+            )
         if step == 0:
-            self._plain_begun = plain
-        background = kept_psnr(edited(self.reg_input, self.reg_told), self.reg_input, self.reg_answer)
-        return {"subject": subject, "leak": plain - self._plain_begun, "background": background}
+            self._plain_at_start = plain
+        background = kept_psnr(edited(self.reg_input, self.reg_prompts), self.reg_input, self.reg_answer)
+        return {"subject": subject, "leak": plain - self._plain_at_start, "background": background}
 
     def score(self, row: Row) -> float:
         """Return the subject, less leak and lost background, see ``score``."""
         return score(row, self.rows[0])
 
-    def said(self, row: Row) -> str:
+    def describe(self, row: Row) -> str:
         """Return a step's figures in words."""
         return f"subject {row['subject']:.2f}, leak {row['leak']:.2f}, background {row['background']:.1f} dB"
-
-
-def check_keys(settings: dict[str, Any] | None, kind: type) -> None:
-    """Raise ValueError for a key of ``training.drift.params.settings`` that the settings do not have."""
-    unknown = sorted(set(settings or {}) - set(kind.__dataclass_fields__))
-    if unknown:
-        raise ValueError(f"unknown key '{unknown[0]}' in training.drift.params.settings")
 
 
 def described_by(dino: str | None) -> Callable | None:
@@ -249,10 +249,10 @@ def _some(stream: Any, entries: list[Any], n: int) -> tuple[torch.Tensor, torch.
     return torch.stack([s["input"] for s in shown]), torch.stack([s["edited"] for s in shown]), chosen
 
 
-def _told(subject: Any, pair: Any, identifier: str) -> str:
+def _prompt(subject: Any, pair: Any, identifier: str) -> str:
     """Return a pair's own instruction, or the subject's first one for it, with or ("") without the identifier."""
     if pair.instruction is not None:
-        words_of = words.told(pair.instruction, subject.identifier).split()
+        words_of = words.with_identifier(pair.instruction, subject.identifier).split()
         return " ".join(w for w in words_of if identifier or w != subject.identifier)
     source = pair.source_word or subject.source_word or "picture"
     return words.fill(subject.templates[0], identifier, subject.class_word or "", source)

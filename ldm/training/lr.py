@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ldm.errors import UserError
+
 
 class LambdaLinearScheduler:
     """Cycles of a linear warm-up and a linear decay (upstream's, by its parameter names)."""
@@ -20,7 +22,7 @@ class LambdaLinearScheduler:
         """One value per cycle: from f_start to f_max over warm_up_steps, then towards f_min at the cycle's end."""
         lengths = {len(v) for v in (warm_up_steps, f_min, f_max, f_start, cycle_lengths)}
         if len(lengths) != 1:
-            raise ValueError("warm_up_steps, f_min, f_max, f_start and cycle_lengths need one value per cycle each")
+            raise UserError("warm_up_steps, f_min, f_max, f_start and cycle_lengths need one value per cycle each")
         self.cycles = list(zip(warm_up_steps, f_min, f_max, f_start, cycle_lengths, strict=True))
 
     def schedule(self, step: int) -> float:
@@ -43,7 +45,7 @@ class CosineSchedule:
     def __init__(self, warm_up_steps: int, total_steps: int, f_min: float = 0.0):
         """Raises ValueError unless 0 <= warm_up_steps < total_steps."""
         if not 0 <= warm_up_steps < total_steps:
-            raise ValueError(f"warm_up_steps {warm_up_steps} must lie between 0 and total_steps {total_steps}")
+            raise UserError(f"warm_up_steps {warm_up_steps} must lie between 0 and total_steps {total_steps}")
         self.warm_up_steps, self.total_steps, self.f_min = warm_up_steps, total_steps, f_min
 
     def schedule(self, step: int) -> float:

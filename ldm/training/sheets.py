@@ -9,11 +9,13 @@ from typing import Any
 
 from PIL import Image
 
+from ldm.config import settings as typed_settings
 from ldm.data.contact_sheet import contact_sheet
 from ldm.data.edit_dataset import SPLITS, read_triplets, split_triplets
 from ldm.data.images import check_aspect, find_photos, open_rgb, small
 from ldm.data.instructions import INSTANCE_TEMPLATES, REGULARIZATION_TEMPLATES, fill
-from ldm.data.pairs import find_pairs, read_manifest, swaps
+from ldm.data.pairs import find_pairs, read_manifest, replacement_pairs
+from ldm.errors import UserError
 from ldm.inference.editor import ImageEditor
 from ldm.inference.generator import ImageGenerator
 from ldm.inference.settings import EditSettings, TextSettings
@@ -27,10 +29,10 @@ class PromptSheet:
     def __init__(self, prompts: Sequence[str], settings: dict[str, Any] | None = None, seeds: int = 4, cell: int = 128):
         """prompts: a column each; settings: of the sampling, see ``TextSettings``; seeds: rows."""
         if not prompts:
-            raise ValueError("a sheet of pictures from text needs at least one prompt")
+            raise UserError("a sheet of pictures from text needs at least one prompt")
         self.prompts, self.settings, self.seeds, self.cell = (
             list(prompts),
-            TextSettings(**(settings or {})),
+            typed_settings(TextSettings, settings, "training.sheet.params.settings"),
             seeds,
             cell,
         )
@@ -61,14 +63,14 @@ class TripletSheet:
         Raises FileNotFoundError or ValueError for what is missing, damaged or too narrow to edit.
         """
         if rows < 1:
-            raise ValueError(f"rows is {rows}; a sheet has at least 1")
+            raise UserError(f"rows is {rows}; a sheet has at least 1")
         triplets = read_triplets(Path(path))
         chosen = split_triplets(triplets, split, splits)
         if not chosen:
             logger.warning("split '%s' of '%s' is empty: its sheets show triplets that are trained on", split, path)
         chosen = chosen or triplets
         rows = min(rows, len(chosen))
-        self.settings, self.cell = EditSettings(**(settings or {})).checked(), cell
+        self.settings, self.cell = typed_settings(EditSettings, settings, "training.sheet.params.settings"), cell
         self.triplets = [chosen[i * len(chosen) // rows] for i in range(rows)]
         self.pictures = [
             [small(open_rgb(path), self.settings.resolution) for path in (triplet.input, triplet.edited)]
@@ -109,15 +111,15 @@ class SubjectSheet:
         manifest = read_manifest(folder)
         self.class_word = class_word or manifest.get("class_word")
         if not self.class_word:
-            raise ValueError(f"'{folder}' has no manifest that says the class_word; give dataset.class_word")
+            raise UserError(f"'{folder}' has no manifest that says the class_word; give dataset.class_word")
         try:
             pairs = find_pairs(folder)
-            known = [(pair.input, pair.source_word) for pair in swaps(pairs)]
+            known = [(pair.input, pair.source_word) for pair in replacement_pairs(pairs)]
         except FileNotFoundError:
             known = [(path, None) for path in find_photos([str(folder)])]
         chosen = [known[i * len(known) // min(rows, len(known))] for i in range(min(rows, len(known)))]
         self.words = [word or source_word or "picture" for _, word in chosen]
-        self.settings = EditSettings(**(settings or {})).checked()
+        self.settings = typed_settings(EditSettings, settings, "training.sheet.params.settings")
         self.pictures = [small(open_rgb(path), self.settings.resolution) for path, _ in chosen]
         self.identifier, self.cell = identifier, cell
 

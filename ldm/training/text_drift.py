@@ -21,11 +21,13 @@ import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
+from ldm.config import settings as typed_settings
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_tensor
+from ldm.errors import UserError
 from ldm.inference.generator import ImageGenerator
 from ldm.inference.settings import TextSettings
-from ldm.training.drift import Monitor, Row, check_keys, described_by
+from ldm.training.drift import Monitor, Row, described_by
 
 BINS = (4, 6, 6)  # of L*, a* and b*
 RANGES = ((0.0, 100.0), (-90.0, 90.0), (-90.0, 90.0))
@@ -82,14 +84,16 @@ class TextDriftMonitor(Monitor):
         super().__init__(every, keep_at, folder, suffix)
         subject = getattr(data.streams["instance"], "dataset", data.streams["instance"])
         if hasattr(subject, "pairs") or not getattr(subject, "class_word", None):
-            raise ValueError("TextDriftMonitor needs photos of a subject (PersonalizedImages), not pairs")
-        check_keys(settings, TextSettings)
+            raise UserError("TextDriftMonitor needs photos of a subject (PersonalizedImages), not pairs")
         photos = [*subject.entries, *subject.held_out]
         if pictures < 2:
-            raise ValueError(f"training.drift.params.pictures is {pictures}; to compare likeness 2 are needed")
-        self.settings, self.pictures = TextSettings(**(settings or {})), pictures
+            raise UserError(f"training.drift.params.pictures is {pictures}; to compare likeness 2 are needed")
+        self.settings, self.pictures = (
+            typed_settings(TextSettings, settings, "training.drift.params.settings"),
+            pictures,
+        )
         shown = [subject.pictures(p, False, np.random.default_rng(0), subject.view.size)["edited"] for p in photos]
-        self.told = [f"a {subject.identifier} {subject.class_word}", f"a {subject.class_word}"]
+        self.prompts = [f"a {subject.identifier} {subject.class_word}", f"a {subject.class_word}"]
         self._describe = described_by(dino) or colour_shares
         self.photos = self._describe(torch.stack(shown))
 
@@ -97,21 +101,22 @@ class TextDriftMonitor(Monitor):
         """Return subject, leak and prior of a text-to-image model."""
         generator = ImageGenerator(module)
         made = [
-            self._describe(to_tensor(generator.generate([text] * self.pictures, self.settings))) for text in self.told
+            self._describe(to_tensor(generator.generate([text] * self.pictures, self.settings)))
+            for text in self.prompts
         ]
         alike = [likeness(x, self.photos) for x in made]
         row = {"with": alike[0], "without": alike[1], "spread": max(0.0, 1 - likeness(made[1]))}
-        begun = self.rows.get(0, row)
+        frozen = self.rows.get(0, row)
         among = likeness(self.photos) if len(self.photos) > 1 else 1.0
 
         def way(name: str) -> float:
-            return (row[name] - begun[name]) / max(among - begun[name], ROOM)
+            return (row[name] - frozen[name]) / max(among - frozen[name], ROOM)
 
         return {
             **row,
             "subject": way("with"),
             "leak": way("without"),
-            "prior": row["spread"] / max(begun["spread"], NEAR),
+            "prior": row["spread"] / max(frozen["spread"], NEAR),
         }
 
     def score(self, row: Row) -> float:
@@ -119,6 +124,6 @@ class TextDriftMonitor(Monitor):
         lost of its diversity."""
         return min(1.0, row["subject"]) - max(0.0, row["leak"]) - PRIOR_WEIGHT * max(0.0, 1 - row["prior"])
 
-    def said(self, row: Row) -> str:
+    def describe(self, row: Row) -> str:
         """Return a step's figures in words."""
         return f"subject {row['subject']:.2f}, leak {row['leak']:.2f}, prior's diversity {row['prior']:.2f}"

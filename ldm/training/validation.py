@@ -12,7 +12,7 @@ import torch
 from ldm.data.datamodule import PairDataModule
 from ldm.data.encoded import encode_pairs
 from ldm.diffusion.conditioning import Conditioning
-from ldm.training.callbacks import looking
+from ldm.training.callbacks import evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ class Validation(pl.Callback):
         self._done = trainer.global_step
         if not trainer.is_global_zero or not self.streams:
             return
-        with looking(trainer, module):
-            found = {f"val/{name}": self._loss(module, name) for name in self.streams}
+        with evaluating(trainer, module):
+            losses = {f"val/{name}": self._loss(module, name) for name in self.streams}
         for log in trainer.loggers:
-            log.log_metrics(found, step=trainer.global_step)
+            log.log_metrics(losses, step=trainer.global_step)
 
     def _loss(self, module: Any, name: str) -> float:
         stream = self.streams[name]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ldm.config import load_config
 from ldm.dataset_generation.gates import ANOTHER, PASSED, UNLIKE, Gates, judge
-from ldm.models.build import CONFIGS
+from ldm.project import CONFIGS
 from ldm.spriteworld.judging.editor import draw_edits
 from ldm.spriteworld.world.scene import draw
 
@@ -173,7 +173,7 @@ def test_a_clip_adds_two_gates():
 
 
 def test_the_sprite_worlds_thresholds_pass_true_answers_and_refuse_copies_and_other_scenes():
-    config = OmegaConf.to_container(load_config(CONFIGS.parent / "spriteworld" / "pairs.yaml"))
+    config = OmegaConf.to_container(load_config(CONFIGS / "spriteworld" / "pairs.yaml"))
     gates = Gates(**config["gates"])
     edits = draw_edits(150, 71, "class")
     before, after = [draw(e.source) for e in edits], [draw(e.target) for e in edits]

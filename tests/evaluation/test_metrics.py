@@ -10,8 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
+from ldm.checkpoint.save import weights_hash
 from ldm.evaluation import metrics
-from ldm.models.backbones import Clip, Dino, Lpips, backbones, prepare, weights_hash
+from ldm.models.backbones import Clip, Dino, Lpips, backbones, prepare
 from ldm.modules.text import tokenize
 
 

@@ -12,7 +12,7 @@ from ldm.checkpoint.diffusers_format import (
     from_diffusers_vae,
 )
 from ldm.config import instantiate_from_config, load_config
-from ldm.models.build import CONFIGS
+from ldm.project import CONFIGS
 from tests.conftest import build_tiny, randomize
 from tests.models.reference import diffusers_unet, diffusers_vae, relative, transformers_text
 
@@ -67,7 +67,7 @@ def test_published_names_and_shapes_at_full_size():
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        ours = instantiate_from_config(load_config(CONFIGS / "v1-edit.yaml").model).state_dict()
+        ours = instantiate_from_config(load_config(CONFIGS / "stable-diffusion" / "v1-edit.yaml").model).state_dict()
         unet = UNet2DConditionModel(in_channels=8, cross_attention_dim=768, attention_head_dim=8)
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from ldm.config import load_config
-from ldm.models.build import CONFIGS
 from ldm.modules.text import END, START, FrozenCLIPEmbedder, encode_words, fold_tokens, tokenize
+from ldm.project import CONFIGS
 from ldm.spriteworld.world.sentences import caption, random_edit
 
 
@@ -36,7 +36,7 @@ def test_folding_keeps_the_full_table_and_the_special_rows():
 
 
 def test_no_two_words_of_the_sprite_world_share_a_row():
-    config = load_config(CONFIGS.parent / "spriteworld" / "model.yaml")
+    config = load_config(CONFIGS / "spriteworld" / "model.yaml")
     rows = config.model.params.cond_stage_config.params.text_config.vocab_size
     rng, ids = np.random.default_rng(0), {48136}
     for _ in range(4000):

@@ -9,13 +9,14 @@ from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.save import save_checkpoint
 from ldm.diffusion.conditioning import Conditioning
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.models.build import CONFIGS, load_model
+from ldm.models.build import load_model
 from ldm.modules.first_stage_loss import correlation
+from ldm.project import CONFIGS
 from ldm.spriteworld.experiments import commands as jobs
 from ldm.spriteworld.weights.latent_basis import affine, follow, latents_of, responses, whiten, widen
 from ldm.spriteworld.world.dataset import SpritePictures
 
-DATA = CONFIGS.parents[1] / "data" / "spriteworld"
+DATA = CONFIGS.parent / "data" / "spriteworld"
 EDITOR, STAGE = DATA / "editor.safetensors", DATA / "first-stage.safetensors"
 
 

@@ -6,13 +6,13 @@ from safetensors.torch import save_file
 
 from ldm.checkpoint.read import read_checkpoint
 from ldm.config import instantiate_from_config, load_config
-from ldm.models.build import CONFIGS
+from ldm.project import CONFIGS
 from ldm.spriteworld.experiments import commands as jobs
 from ldm.spriteworld.weights.latent_pictures import LatentPictures, save_latent_pictures
 from ldm.spriteworld.world.dataset import SpritePictures
 from ldm.training.run import train
 
-DATA = CONFIGS.parents[1] / "data" / "spriteworld"
+DATA = CONFIGS.parent / "data" / "spriteworld"
 
 
 def items(n=4, seed=0):
@@ -65,7 +65,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
 
 def decoder_config(files, **training):
-    config = load_config(CONFIGS.parent / "spriteworld" / "first-stage-decoder.yaml")
+    config = load_config(CONFIGS / "spriteworld" / "first-stage-decoder.yaml")
     config.data.params.train.params.files = files
     config.data.params.batch_size = 8
     config.model.params.scheduler_config.params.warm_up_steps = 0

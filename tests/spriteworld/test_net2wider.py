@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from ldm.checkpoint.read import read_checkpoint
-from ldm.models.build import CONFIGS
+from ldm.project import CONFIGS
 from ldm.spriteworld.experiments import commands as jobs
 from ldm.spriteworld.weights.net2wider import net2wider
 from ldm.spriteworld.world.dataset import SpritePictures
 from tests.spriteworld.test_latent_basis import stage_of
 
-STAGE = CONFIGS.parents[1] / "data" / "spriteworld" / "first-stage.safetensors"
+STAGE = CONFIGS.parent / "data" / "spriteworld" / "first-stage.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from ldm.data.images import open_rgb, to_tensor
 from ldm.inference.editor import ImageEditor
 from ldm.inference.generator import ImageGenerator
 from ldm.inference.settings import EditSettings, TextSettings
-from ldm.models.build import CONFIGS, load_model
+from ldm.models.build import load_model
+from ldm.project import CONFIGS
 from ldm.spriteworld.judging import measures as m
 from ldm.spriteworld.judging import subject as subjects
 from ldm.spriteworld.judging.editor import (
@@ -178,7 +179,7 @@ def gone_on(name, more, tmp_path):
         "training.precision=fp32",
         *more,
     ]
-    config = load_config(CONFIGS.parent / "spriteworld" / f"{name}.yaml", overrides, {"training": DEFAULTS})
+    config = load_config(CONFIGS / "spriteworld" / f"{name}.yaml", overrides, {"training": DEFAULTS})
     return train(config, "go-on", tmp_path) / "checkpoints" / "step=4.safetensors"
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ldm.checkpoint.save import save_checkpoint
 from ldm.config import instantiate_from_config, load_config
-from ldm.models.build import CONFIGS
+from ldm.project import CONFIGS
 from ldm.spriteworld.world.scene import draw, subject_scene, swap
 from ldm.training.run import DEFAULTS
 
@@ -66,5 +66,5 @@ def overrides(pairs, **more):
 
 
 def config(pairs, **more):
-    path = CONFIGS.parent / "spriteworld" / "instruct2dream.yaml"
+    path = CONFIGS / "spriteworld" / "instruct2dream.yaml"
     return load_config(path, overrides(pairs, **more), {"training": DEFAULTS})

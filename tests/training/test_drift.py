@@ -10,7 +10,7 @@ from ldm.config import load_config
 from ldm.data.datamodule import PairDataModule
 from ldm.data.pairs import swaps
 from ldm.data.personalized_edit import PersonalizedEdit
-from ldm.models.build import CONFIGS
+from ldm.project import CONFIGS
 from ldm.spriteworld.judging.editor import pictures
 from ldm.spriteworld.judging.subject import source_scenes, true_scene
 from ldm.spriteworld.world.scene import swap
@@ -68,7 +68,7 @@ def config(pairs, begun, **more):
         "training.save_every": 2,
     }
     given |= {f"training.drift.params.settings.{key}": value for key, value in settings.items()}
-    path = CONFIGS.parent / "spriteworld" / "instruct2dream.yaml"
+    path = CONFIGS / "spriteworld" / "instruct2dream.yaml"
     return load_config(path, overrides(pairs, **{**given, **more}), {"training": DEFAULTS})
 
 

@@ -12,12 +12,13 @@ from omegaconf import OmegaConf
 from ldm.checkpoint.read import read_checkpoint
 from ldm.config import instantiate_from_config, load_config
 from ldm.diffusion.parameterization import to_eps
-from ldm.models.build import CONFIGS, load_model
+from ldm.models.build import load_model
+from ldm.project import CONFIGS
 from ldm.training.callbacks import ProgressBar, looking
 from ldm.training.run import choose_precision, settings_of, train
 
-SPRITEWORLD = CONFIGS.parent / "spriteworld"
-SHIPPED = CONFIGS.parents[1] / "data" / "spriteworld"
+SPRITEWORLD = CONFIGS / "spriteworld"
+SHIPPED = CONFIGS.parent / "data" / "spriteworld"
 
 
 def first_stage_config(**training):

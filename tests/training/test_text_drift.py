@@ -10,14 +10,14 @@ from ldm.config import load_config
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_images
 from ldm.data.personalized import PersonalizedImages
-from ldm.models.build import CONFIGS
+from ldm.project import CONFIGS
 from ldm.spriteworld.judging.editor import pictures
 from ldm.spriteworld.world.scene import random_scene, subject_scene
 from ldm.training import text_drift
 from ldm.training.run import DEFAULTS, train
 from tests.training.conftest import SMALL
 
-PHOTOS = CONFIGS.parents[1] / "data" / "spriteworld" / "subjects" / "biscuit"
+PHOTOS = CONFIGS.parent / "data" / "spriteworld" / "subjects" / "biscuit"
 
 
 def drawn(make, n=12):
@@ -100,7 +100,7 @@ def test_a_run_from_photos_measures_itself_and_names_its_best_step(tmp_path):
     given += ["model.params.first_stage_config.params.ckpt_path=data/spriteworld/first-stage.safetensors"]
     given += ["training.drift.params.pictures=2"]
     given += [f"training.drift.params.settings.{key}={value}" for key, value in few.items()]
-    config = load_config(CONFIGS.parent / "spriteworld" / "dreambooth.yaml", given, {"training": DEFAULTS})
+    config = load_config(CONFIGS / "spriteworld" / "dreambooth.yaml", given, {"training": DEFAULTS})
     run = train(config, "photos", tmp_path)
     best = json.loads((run / "checkpoints" / "best.json").read_text())
     assert set(best["steps"]) == {"0", "1", "2"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -26,16 +25,21 @@ from ldm.config import anchored, load_config, nearest
 from ldm.data.images import save_image
 from ldm.dataset_generation.class_images import make_class_images
 from ldm.dataset_generation.generate import make_dataset
+from ldm.dataset_generation.request import PairRequest
+from ldm.errors import UserError
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.methods import read_methods
 from ldm.evaluation.suites import read_suite
 from ldm.files import replacing
 from ldm.inference.generator import ImageGenerator
 from ldm.inference.settings import TextSettings
+from ldm.models.build import ModelSource
+from ldm.project import CONFIGS
 from ldm.spriteworld.experiments.subject import compare_subject, measure_subject, plain
 from ldm.spriteworld.judging.recogniser import load_recogniser
 from ldm.spriteworld.world.scene import SUBJECTS
-from ldm.training.run import DEFAULTS, finished, train
+from ldm.training.run import finished, train
+from ldm.training.settings import load_training_config
 
 logger = logging.getLogger(__name__)
 
@@ -75,26 +79,26 @@ def read_ablation(path: Path) -> Ablation:
     content = OmegaConf.to_container(load_config(path), resolve=True)
     for key in content:
         if key not in KEYS:
-            raise ValueError(f"unknown key '{key}' in {path}{nearest(key, list(KEYS))}")
+            raise UserError(f"unknown key '{key}' in {path}{nearest(key, list(KEYS))}")
     missing = [key for key in KEYS if key not in content and key not in OPTIONAL]
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
+        raise UserError(f"{path} lacks {', '.join(missing)}")
     if (content.get("pairs") is None) == (content.get("class_images") is None):
-        raise ValueError(f"{path} needs either pairs (an editor's data) or class_images (a text-to-image model's)")
+        raise UserError(f"{path} needs either pairs (an editor's data) or class_images (a text-to-image model's)")
     if (content.get("class_images") is None) != (content.get("suite") is None):
-        raise ValueError(f"{path}: class_images and suite go together")
+        raise UserError(f"{path}: class_images and suite go together")
     for key, value in (content.get("pairs") or {}).items():
         if key not in PAIRS:
-            raise ValueError(f"unknown key 'pairs.{key}' in {path}{nearest(key, list(PAIRS))}")
+            raise UserError(f"unknown key 'pairs.{key}' in {path}{nearest(key, list(PAIRS))}")
         if key in LISTS and isinstance(value, str):
-            raise ValueError(f"pairs.{key} in {path} is '{value}'; a list is expected, [{value}]")
+            raise UserError(f"pairs.{key} in {path} is '{value}'; a list is expected, [{value}]")
     unknown = sorted(set(content["subjects"]) - set(SUBJECTS))
     if unknown:
-        raise ValueError(f"unknown subject '{unknown[0]}' in {path}{nearest(unknown[0], list(SUBJECTS))}")
+        raise UserError(f"unknown subject '{unknown[0]}' in {path}{nearest(unknown[0], list(SUBJECTS))}")
     return Ablation(**{**OPTIONAL, **content})
 
 
-Found = dict[tuple[str, int], dict[str, list[float]]]  # (run, step) -> measure -> one value a training
+Rows = dict[tuple[str, int], dict[str, list[float]]]  # (run, step) -> measure -> one value a training
 
 
 def run_ablation(
@@ -109,11 +113,11 @@ def run_ablation(
     """
     cores = os.cpu_count() or 1
     if not 1 <= processes <= cores:
-        raise ValueError(f"{processes} processes were asked for; 1 to {cores} (this machine's cores) are possible")
+        raise UserError(f"{processes} processes were asked for; 1 to {cores} (this machine's cores) are possible")
     data = root / "data" / "spriteworld"
     make = _pairs if ablation.pairs else _class_images
     given = {subject: make(ablation, subject, data, work) for subject in ablation.subjects}
-    found: Found = {}
+    rows: Rows = {}
     text = ""
     with _workers(processes, cores // processes) as call:
         seeds = [(seed, _jobs(call, ablation, seed, given, root, work, data)) for seed in ablation.seeds]
@@ -121,11 +125,11 @@ def run_ablation(
             for title, result in jobs:
                 figures = result()
                 for step in ablation.steps if title != FROZEN else [0]:
-                    _note(found, ablation, (title, step), figures[f"step {step}"] if step else figures)
-            text = table(ablation, found, count)
+                    _note(rows, ablation, (title, step), figures[f"step {step}"] if step else figures)
+            text = table(ablation, rows, count)
             output.mkdir(parents=True, exist_ok=True)
             (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-            save_image(plot(ablation, found), output / f"{name}.png")
+            save_image(plot(ablation, rows), output / f"{name}.png")
     return text
 
 
@@ -162,13 +166,13 @@ def _begin_worker(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _note(found: Found, ablation: Ablation, row: tuple[str, int], results: dict[str, Any]) -> None:
+def _note(rows: Rows, ablation: Ablation, row: tuple[str, int], results: dict[str, Any]) -> None:
     for measure in ablation.measures:
         if measure not in results:
-            raise ValueError(f"there is no measure '{measure}'{nearest(measure, list(results))}")
+            raise UserError(f"there is no measure '{measure}'{nearest(measure, list(results))}")
         value = results[measure]
         value = value["mean"] if isinstance(value, dict) else value
-        found.setdefault(row, {}).setdefault(measure, []).append(value)
+        rows.setdefault(row, {}).setdefault(measure, []).append(value)
 
 
 def _frozen(ablation: Ablation, subject: str, seed: int, work: Path, data: Path) -> dict[str, Any]:
@@ -177,10 +181,10 @@ def _frozen(ablation: Ablation, subject: str, seed: int, work: Path, data: Path)
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not set(ablation.measures) <= set(known):
         words = tuple(ablation.pairs["source_words"])
-        found, _, _ = measure_subject(data / "editor.safetensors", subject, data, ablation.scenes, seed, words)
+        figures, _, _ = measure_subject(data / "editor.safetensors", subject, data, ablation.scenes, seed, words)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(plain({FROZEN: found})[FROZEN], indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(plain({FROZEN: figures})[FROZEN], indent=1), encoding="utf-8")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -203,36 +207,24 @@ def _pairs(ablation: Ablation, subject: str, data: Path, work: Path) -> list[str
     """Make the subject's pairs; return the overrides that name them."""
     folder = work / "pairs" / subject
     words = list(ablation.pairs["source_words"])
-    args = Namespace(
-        photos=[str(data / "subjects" / subject)],
+    given = ablation.pairs
+    request = PairRequest(
+        source=ModelSource(data / "editor.safetensors"),
+        photos=(str(data / "subjects" / subject),),
         class_word=SUBJECTS[subject].class_word,
-        source_words=words,
-        reg_photos=[f"{word}={data / 'pictures' / word}" for word in words],
-        class_photos=None,
-        num_reg=int(ablation.pairs["num_reg"]),
-        per_photo=int(ablation.pairs["per_photo"]),
-        reg_edits=list(ablation.pairs.get("reg_edits") or []) or None,
-        num_reg_edits=None,
-        source_edits=list(ablation.pairs.get("source_edits") or []) or None,
-        subject_edits=list(ablation.pairs.get("subject_edits") or []) or None,
-        num_subject_edits=ablation.pairs.get("num_subject_edits"),
-        output=str(folder),
-        ckpt=str(data / "editor.safetensors"),
-        config=data.parents[1] / "configs" / "spriteworld" / "pairs.yaml",
-        cfg_text=None,
-        cfg_image=None,
-        steps=None,
-        sampler=None,
-        resolution=None,
-        seed=0,
+        source_words=tuple(words),
+        output=folder,
+        config=CONFIGS / "spriteworld" / "pairs.yaml",
+        source_edits=tuple(given.get("source_edits") or ()),
+        reg_photos=tuple(f"{word}={data / 'pictures' / word}" for word in words),
+        num_reg=int(given["num_reg"]),
+        reg_edits=tuple(given.get("reg_edits") or ()),
+        subject_edits=tuple(given.get("subject_edits") or ()),
+        num_subject_edits=given.get("num_subject_edits"),
+        per_photo=int(given["per_photo"]),
         batch_size=25,
-        clip=None,
-        vae_ckpt=None,
-        weights="auto",
-        device="auto",
-        precision="auto",
     )
-    make_dataset(args)
+    make_dataset(request)
     return [f"dataset.root={folder}"]
 
 
@@ -252,16 +244,16 @@ def _trained(
     runs = sorted(logs.iterdir()) if logs.is_dir() else []
     steps = [f"step {step}" for step in ablation.steps]
     measured = [
-        found
-        for found in map(_results, runs)
-        if all(step in found and set(ablation.measures) <= set(found[step]) for step in steps)
+        results
+        for results in map(_results, runs)
+        if all(step in results and set(ablation.measures) <= set(results[step]) for step in steps)
     ]
     if measured:
         return measured[0]
     last = max(ablation.steps)
     overrides = [*given, f"training.max_steps={last}", f"training.seed={seed}"]
     overrides += [f"data.params.seed={seed}", f"training.keep_at={ablation.steps}", "training.sheet_every=0"]
-    config = anchored(load_config(root / ablation.config, [*overrides, *changes], {"training": DEFAULTS}), root)
+    config = anchored(load_training_config(root / ablation.config, [*overrides, *changes]), root)
     run = next((run for run in runs if finished(run)), None)
     begun = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
     if run is None:
@@ -283,26 +275,26 @@ def _results(run: Path) -> dict[str, Any]:
 
 
 def _kept(run: Path, root: Path) -> Any:
-    return anchored(load_config(run / "config.yaml", [], {"training": DEFAULTS}), root)
+    return anchored(load_training_config(run / "config.yaml"), root)
 
 
 def _by_suite(path: Path, run: Path, subject: str, root: Path, data: Path) -> None:
     """Evaluate every kept step of a text-to-image run by a suite; write the means to the run's ``results.json``."""
     suite, recogniser = read_suite(path, root), load_recogniser(data / "recogniser.safetensors")
-    found = {}
+    means = {}
     for weights in kept_weights(run):
         methods = read_methods([f"dreambooth:{subject}={weights}"], suite)
         summary = evaluate(suite, methods, {}, {}, recogniser, run / "evaluation" / weights.stem).summary()
-        found[weights.stem.replace("=", " ")] = {
+        means[weights.stem.replace("=", " ")] = {
             f"{group}: {measure}": value.mean
             for group, rows in summary.items()
             for measure, value in rows.get("dreambooth", {}).items()
         }
     with replacing(run / "results.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(means, indent=1), encoding="utf-8")
 
 
-def table(ablation: Ablation, found: Found, seeds: int) -> str:
+def table(ablation: Ablation, results: Rows, seeds: int) -> str:
     """Return mean and spread (standard deviation over subjects and seeds) of every run and step as Markdown.
 
     seeds: how many of the ablation's seeds are in ``found``.
@@ -317,13 +309,13 @@ def table(ablation: Ablation, found: Found, seeds: int) -> str:
         f"| run | steps | {' | '.join(ablation.measures)} |",
         "|---" * (len(ablation.measures) + 2) + "|",
     ]
-    for (name, step), figures in found.items():
+    for (name, step), figures in results.items():
         cells = [_spread(figures[measure]) for measure in ablation.measures]
         lines.append(f"| {name} | {step or ''} | {' | '.join(cells)} |")
     if len(ablation.subjects) > 1:
         lines += ["", "By subject, over the seeds:", "", lines[2].replace("| steps |", "| steps | subject |"), lines[3]]
         lines[-1] += "---|"
-        for (name, step), figures in found.items():
+        for (name, step), figures in results.items():
             for i, subject in enumerate(ablation.subjects):  # the figures of every seed are in the subjects' order
                 cells = [_spread(figures[measure][i :: len(ablation.subjects)]) for measure in ablation.measures]
                 lines.append(f"| {name} | {step or ''} | {subject} | {' | '.join(cells)} |")
@@ -334,10 +326,10 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.3g} ± {stdev(values):.2g}" if len(values) > 1 else f"{values[0]:.3g}"
 
 
-def plot(ablation: Ablation, found: Found, width: int = 560) -> Image.Image:
+def plot(ablation: Ablation, results: Rows, width: int = 560) -> Image.Image:
     """Return bars of every measure for the frozen editor and every run at its last step, the trainings as dots."""
     last = max(ablation.steps)
-    shown = {name: step for name, step in found if step in (0, last)}
+    shown = {name: step for name, step in results if step in (0, last)}
     names = list(shown)
     font, line = ImageFont.load_default(size=14), 22
     height = (len(names) + 2) * line
@@ -346,7 +338,7 @@ def plot(ablation: Ablation, found: Found, width: int = 560) -> Image.Image:
     for k, measure in enumerate(ablation.measures):
         left, top = (k % 2) * width + 10, (k // 2) * height + 6
         pen.text((left, top), measure, (20, 20, 20), font)
-        values = {name: found[(name, shown[name])][measure] for name in names}
+        values = {name: results[(name, shown[name])][measure] for name in names}
         most = max(max(v) for v in values.values()) or 1.0
         for i, name in enumerate(names):
             y = top + (i + 1) * line

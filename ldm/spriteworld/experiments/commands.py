@@ -18,9 +18,10 @@ from ldm.checkpoint.diffusers_format import FIRST_STAGE, UNET
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.checkpoint.save import save_checkpoint
 from ldm.config import instantiate_from_config
-from ldm.data.images import check_writable, save_image, to_images, to_tensor
+from ldm.data.images import save_image, to_images, to_tensor
+from ldm.errors import UserError
 from ldm.evaluation.statistics import bootstrap
-from ldm.files import replacing
+from ldm.files import check_writable, replacing
 from ldm.inference.auto_cfg import choose_scales, scale_grid
 from ldm.inference.editor import ImageEditor
 from ldm.inference.generator import ImageGenerator
@@ -104,17 +105,17 @@ def make_recognisers(data: Path, steps: int) -> dict[str, dict[str, float]]:
     """
     stage = data / "first-stage.safetensors"
     reconstruct = reconstruction_of(stage) if stage.is_file() else None
-    found = {}
+    accuracies = {}
     with tqdm(total=steps, desc="recognisers", disable=None) as bar:
         models = train_recognisers(steps, reconstruct=reconstruct, progress=lambda: bar.update(1))
     for name, model in zip(("recogniser", "recogniser-grey"), models, strict=True):
-        found[name] = accuracy(model)
+        accuracies[name] = accuracy(model)
         if reconstruct is not None:
-            found[name] |= {
+            accuracies[name] |= {
                 f"{k} (through the first stage)": v for k, v in accuracy(model, through=reconstruct).items()
             }
-        save_recogniser(model, data / f"{name}.safetensors", found[name])
-    return found
+        save_recogniser(model, data / f"{name}.safetensors", accuracies[name])
+    return accuracies
 
 
 def first_stage_of(path: Path) -> Any:
@@ -161,7 +162,7 @@ def widen_first_stage(
         own = config["model"]["params"]["ddconfig"]
         now = [own["ch"] * factor for factor in own["ch_mult"]]
         if len(features) != len(now) or any(new < old or new % old for new, old in zip(features, now, strict=True)):
-            raise ValueError(f"the first stage has {now} features; as many multiples of them are expected")
+            raise UserError(f"the first stage has {now} features; as many multiples of them are expected")
         ch = math.gcd(*features)
         OmegaConf.update(config, "model.params.ddconfig.ch", ch)
         OmegaConf.update(config, "model.params.ddconfig.ch_mult", [new // ch for new in features])
@@ -200,7 +201,7 @@ def follow_first_stage(ckpt: Path, first_stage: Path, output: Path, n: int = 200
     check_writable(output)
     scale = round(latent_scale(first_stage), 5)
     stage = config_for(read_checkpoint(first_stage))["model"]
-    known, found = follow(model, first_stage_of(first_stage), scale, _varied(n))
+    known, kept = follow(model, first_stage_of(first_stage), scale, _varied(n))
     OmegaConf.update(config, "model.params.scale_factor", scale)
     stage = stage["params"].get("first_stage_config", stage)
     OmegaConf.update(config, "model.params.first_stage_config", stage, merge=False)
@@ -208,7 +209,7 @@ def follow_first_stage(ckpt: Path, first_stage: Path, output: Path, n: int = 200
         OmegaConf.update(config, f"model.params.unet_config.params.{side}", getattr(model.model.diffusion_model, side))
     described = {"config": OmegaConf.to_container(config, resolve=True)}
     save_checkpoint(output, published(model), {**checkpoint.metadata, **described})
-    return f"{output}: {known:.1%} of the old latents' variance is in the new ones, {found:.1%} of the new in the old"
+    return f"{output}: {known:.1%} of the old latents' variance is in the new ones, {kept:.1%} of the new in the old"
 
 
 def editor_without_picture(ckpt: Path, output: Path) -> Path:
@@ -217,7 +218,7 @@ def editor_without_picture(ckpt: Path, output: Path) -> Path:
     checkpoint = read_checkpoint(ckpt)
     config, model = config_for(checkpoint), load_model(checkpoint)
     if not model.has_picture_input:
-        raise ValueError(f"'{ckpt}' has no input picture to leave out; an editor is expected")
+        raise UserError(f"'{ckpt}' has no input picture to leave out; an editor is expected")
     check_writable(output)
     state, first = published(model), f"{UNET}input_blocks.0.0.weight"
     state[first] = state[first][:, : model.latent_channels].contiguous()
@@ -244,14 +245,14 @@ def measure_checkpoint(ckpt: Path, data: Path, n: int, seed: int, output: Path |
         check_writable(output / "measures.md")
     first, last = (checkpoint.tensors.get(f"{UNET}{name}.weight") for name in ("input_blocks.0.0", "out.2"))
     # scenes apart from the edits' own: with the usual seed 1 those that the shipped figures were measured on
-    found = {"first stage": world.first_stage_figures(reconstruction_of(ckpt), n, seed + 1)}
+    results = {"first stage": world.first_stage_figures(reconstruction_of(ckpt), n, seed + 1)}
     sheet = None
     if first is not None and last is not None:
         judges = [load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
         measured = _measure_generator if first.shape[1] == last.shape[0] else _measure_editor
         more, sheet = measured(checkpoint, judges, n, seed)
-        found |= more
-    text = world.table(found)
+        results |= more
+    text = world.table(results)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         with replacing(output / "measures.md") as temporary:
@@ -278,10 +279,10 @@ def calibrate(first_stage: Path, data: Path, n: int, seed: int, output: Path | N
 def _measure_editor(checkpoint: Checkpoint, judges: list[Any], n: int, seed: int) -> tuple[dict[str, Any], Callable]:
     editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
     edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
-    found = world.measure(edit, *judges, n=n, seed=seed)
-    found |= world.reworded_figures(edit, *judges, n=n, seed=seed)
-    found |= world.worn_figures(edit, n=n, seed=seed)
-    return found, lambda: world.edit_sheet(edit, seed=seed)
+    results = world.measure(edit, *judges, n=n, seed=seed)
+    results |= world.reworded_figures(edit, *judges, n=n, seed=seed)
+    results |= world.worn_figures(edit, n=n, seed=seed)
+    return results, lambda: world.edit_sheet(edit, seed=seed)
 
 
 def _measure_generator(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ldm.errors import MissingFileError, UserError
+
 INK, GRID, LINE = (40, 40, 40), (225, 225, 225), (36, 92, 160)
 
 
@@ -16,7 +18,7 @@ def losses(run: Path, name: str = "train/loss") -> list[tuple[int, float]]:
     """Return (step, value) of a run's ``metrics.csv``. Raises FileNotFoundError without one."""
     path = run / "metrics" / "metrics.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"run '{run}' has no metrics/metrics.csv")
+        raise MissingFileError(f"run '{run}' has no metrics/metrics.csv")
     with open(path, newline="") as file:
         rows = [(int(row["step"]), float(row[name])) for row in csv.DictReader(file) if row.get(name)]
     return [(step, value) for step, value in rows if math.isfinite(value) and value > 0]
@@ -24,11 +26,11 @@ def losses(run: Path, name: str = "train/loss") -> list[tuple[int, float]]:
 
 def smoothed(points: Sequence[tuple[int, float]], span: int = 10) -> list[tuple[int, float]]:
     """Return the running mean over ``span`` points."""
-    found = []
+    means = []
     for i, (step, _) in enumerate(points):
         values = [value for _, value in points[max(0, i - span + 1) : i + 1]]
-        found.append((step, sum(values) / len(values)))
-    return found
+        means.append((step, sum(values) / len(values)))
+    return means
 
 
 def curves(runs: Sequence[Path], width: int = 420, height: int = 260) -> Image.Image:
@@ -37,14 +39,14 @@ def curves(runs: Sequence[Path], width: int = 420, height: int = 260) -> Image.I
     Raises ValueError for no runs, or one without losses.
     """
     if not runs:
-        raise ValueError("no runs to draw curves of")
+        raise UserError("no runs to draw curves of")
     font = ImageFont.load_default(size=13)
     sheet = Image.new("RGB", (width * len(runs), height), "white")
     pen = ImageDraw.Draw(sheet)
     for k, run in enumerate(runs):
         points = smoothed(losses(run))
         if len(points) < 2:
-            raise ValueError(f"run '{run}' has no losses yet")
+            raise UserError(f"run '{run}' has no losses yet")
         left, top, right, bottom = k * width + 56, 30, (k + 1) * width - 14, height - 34
         low, high = (math.log10(f(v for _, v in points)) for f in (min, max))
         low, high = low - 0.02, max(high, low + 0.1)

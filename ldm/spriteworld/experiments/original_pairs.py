@@ -11,6 +11,7 @@ from ldm.data.augment import Size
 from ldm.data.images import open_rgb, resize, to_tensor
 from ldm.data.pairs import Pair
 from ldm.data.personalized_edit import PersonalizedEdit
+from ldm.errors import UserError
 
 
 class OriginalPairs(PersonalizedEdit):
@@ -21,7 +22,7 @@ class OriginalPairs(PersonalizedEdit):
         """As ``PersonalizedEdit``; raises ValueError for crops that vary: nothing is cropped here."""
         super().__init__(*args, **options)
         if not self.view.fixed:
-            raise ValueError("OriginalPairs squashes pictures; crop, min_resize and max_resize have no effect")
+            raise UserError("OriginalPairs squashes pictures; crop, min_resize and max_resize have no effect")
 
     @property
     def fixed(self) -> bool:

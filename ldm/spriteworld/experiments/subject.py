@@ -10,6 +10,7 @@ from typing import Any
 from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.runs import kept_weights
 from ldm.data.images import save_image
+from ldm.errors import UserError
 from ldm.inference.editor import ImageEditor
 from ldm.inference.settings import EditSettings
 from ldm.spriteworld.judging import editor as world
@@ -28,18 +29,18 @@ def compare_subject(
     """
     output = run if output is None else output
     files = {path.stem.replace("=", " "): path for path in kept_weights(run)}
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     edits: dict[str, Any] = {}
     trained: tuple[str, ...] = ("wolf",)
     for title, path in (({"frozen": frozen} if frozen else {}) | files).items():
-        found[title], edits[title], trained = measure_subject(path, subject, data, n, seed, trained)
+        results[title], edits[title], trained = measure_subject(path, subject, data, n, seed, trained)
     sources = [*trained, *subjects.unseen_sources(subject, trained)[:2]]
     sheet = subjects.results_sheet(edits, subject, sources)
     output.mkdir(parents=True, exist_ok=True)
     save_image(sheet, output / "results.png")
-    text = comparison(found)
+    text = comparison(results)
     (output / "results.md").write_text(text + "\n", encoding="utf-8")
-    (output / "results.json").write_text(json.dumps(plain(found), indent=2), encoding="utf-8")
+    (output / "results.json").write_text(json.dumps(plain(results), indent=2), encoding="utf-8")
     return text
 
 
@@ -53,7 +54,7 @@ def measure_subject(
     Raises ValueError for an unknown subject.
     """
     if subject not in SUBJECTS:
-        raise ValueError(f"unknown subject '{subject}'; known: {', '.join(SUBJECTS)}")
+        raise UserError(f"unknown subject '{subject}'; known: {', '.join(SUBJECTS)}")
     recogniser, twin = (load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey"))
     photos = subjects.training_photos(data / "subjects" / subject)
     checkpoint = read_checkpoint(path)
@@ -67,16 +68,16 @@ def measure_subject(
     return {**figures, "plain class: diversity": diversity}, (edit, identifier), trained
 
 
-def plain(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def plain(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return figures as JSON can hold them."""
-    return {t: {k: asdict(v) if not isinstance(v, float) else v for k, v in f.items()} for t, f in found.items()}
+    return {t: {k: asdict(v) if not isinstance(v, float) else v for k, v in f.items()} for t, f in results.items()}
 
 
-def comparison(found: dict[str, dict[str, Any]]) -> str:
+def comparison(results: dict[str, dict[str, Any]]) -> str:
     """Return editors side by side as a Markdown table, one measure a row, with 95 % intervals."""
-    titles = list(found)
+    titles = list(results)
     lines = [f"| measure | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
-    for name in found[titles[-1]]:
-        cells = [found[title].get(name, "") for title in titles]
+    for name in results[titles[-1]]:
+        cells = [results[title].get(name, "") for title in titles]
         lines.append(f"| {name} | {' | '.join(f'{c:.3g}' if isinstance(c, float) else str(c) for c in cells)} |")
     return "\n".join(lines)

@@ -112,12 +112,12 @@ def measure(
     edit: from input pictures and instructions to edited pictures: an editor's, or a bound's (the input copied, the
     truth itself, noise).
     """
-    found = {}
+    results = {}
     for kind in kinds:
         edits = draw_edits(n, seed, kind)
         x = edit(pictures([e.source for e in edits]), [e.instruction for e in edits])
-        found[kind] = figures_of(edits, x, recogniser, twin)
-    return found
+        results[kind] = figures_of(edits, x, recogniser, twin)
+    return results
 
 
 def with_rare_word(edit: Edit, word: str = "sks") -> str:
@@ -143,13 +143,13 @@ def reworded_figures(
 
     edit: as ``measure`` takes it.
     """
-    edits, found = draw_edits(n, seed, "class"), {}
+    edits, results = draw_edits(n, seed, "class"), {}
     before = pictures([e.source for e in edits])
     for name, words in REWORDED.items():
         figures = figures_of(edits, edit(before, [words(e) for e in edits]), recogniser, twin)
         kept = ("recognised", "recognised (colour-blind)", "inside, nearest coat (dB)", "right colour")
-        found[name] = {key: figures[key] for key in kept}
-    return found
+        results[name] = {key: figures[key] for key in kept}
+    return results
 
 
 def worn_edits(item: str, n: int, seed: int) -> list[Edit]:
@@ -176,12 +176,12 @@ def worn_figures(
 
     edit: as ``measure`` takes it.
     """
-    found = {}
+    results = {}
     for item in WORN:
         edits = worn_edits(item, n, seed)
         x = edit(pictures([e.source for e in edits]), [e.instruction for e in edits])
-        found[f"class, in a {item}"] = kept_figures(edits, x, item)
-    return found
+        results[f"class, in a {item}"] = kept_figures(edits, x, item)
+    return results
 
 
 def calibration(
@@ -208,20 +208,20 @@ def calibration(
         return {name: figures(edits, x) for name, x in answers.items()}
 
     judged = partial(figures_of, recogniser=recogniser, twin=twin)
-    found = {kind: told(draw_edits(n, seed, kind), judged) for kind in KINDS}
+    results = {kind: told(draw_edits(n, seed, kind), judged) for kind in KINDS}
     for item in WORN:
-        found[f"class, in a {item}"] = told(worn_edits(item, n, seed), partial(kept_figures, item=item))
-    return found
+        results[f"class, in a {item}"] = told(worn_edits(item, n, seed), partial(kept_figures, item=item))
+    return results
 
 
 def draw_captions(n: int, seed: int) -> tuple[list[Scene], list[str]]:
     """Return n random scenes that no training run draws, with a caption each."""
-    found = []
+    captioned = []
     for i in range(n):
         rng = np.random.default_rng([seed, i, 84])
         scene = random_scene(rng)
-        found.append((scene, caption(scene, rng, rare_share=0)))
-    return [scene for scene, _ in found], [text for _, text in found]
+        captioned.append((scene, caption(scene, rng, rare_share=0)))
+    return [scene for scene, _ in captioned], [text for _, text in captioned]
 
 
 def text_figures(x: torch.Tensor, scenes: list[Scene], recogniser: Recogniser, twin: Recogniser) -> Figures:
@@ -253,31 +253,31 @@ def first_stage_figures(reconstruct: Callable[[torch.Tensor], torch.Tensor], n: 
     plain = [random_scene(np.random.default_rng([seed, i, 78])) for i in range(n)]
     names = list(SUBJECTS)
     subjects = [subject_scene(np.random.default_rng([seed, i, 79]), names[i % len(names)]) for i in range(n)]
-    found = {}
+    figures = {}
     for title, scenes in (("animals", plain), ("subjects", subjects)):
         x, mask = pictures(scenes), masks(scenes)
         back = torch.cat([reconstruct(part) for part in x.split(50)]).clamp(-1, 1)
-        found[f"{title}: inside the mask (dB)"] = bootstrap(m.masked_psnr(back, x, mask))
-        found[f"{title}: whole picture (dB)"] = bootstrap(m.exact_psnr(back, x))
-        found[f"{title}: roughness inside"] = bootstrap(m.roughness(back, x, mask))
-    return found
+        figures[f"{title}: inside the mask (dB)"] = bootstrap(m.masked_psnr(back, x, mask))
+        figures[f"{title}: whole picture (dB)"] = bootstrap(m.exact_psnr(back, x))
+        figures[f"{title}: roughness inside"] = bootstrap(m.roughness(back, x, mask))
+    return figures
 
 
-def table(found: dict[str, Figures]) -> str:
+def table(results: dict[str, Figures]) -> str:
     """Return figures as a Markdown table."""
     lines = ["| edit | measure | mean | 95 % interval | n |", "|---|---|---|---|---|"]
-    for kind, figures in found.items():
+    for kind, figures in results.items():
         for name, v in figures.items():
             span = f"{v.low:.3g} to {v.high:.3g}" if v.known else ""
             lines.append(f"| {kind} | {name} | {v.mean:.3g} | {span} | {v.n} |")
     return "\n".join(lines)
 
 
-def calibration_table(found: dict[str, dict[str, Figures]]) -> str:
+def calibration_table(results: dict[str, dict[str, Figures]]) -> str:
     """Return what ``calibration`` found as a Markdown table: a row a measure, a column an answer."""
-    answers = list(next(iter(found.values())))
+    answers = list(next(iter(results.values())))
     lines = [f"| edit | measure | {' | '.join(answers)} |", "|---|---|" + "---|" * len(answers)]
-    for kind, by_answer in found.items():
+    for kind, by_answer in results.items():
         for name in by_answer[answers[0]]:
             cells = " | ".join(str(by_answer[answer][name]) for answer in answers)
             lines.append(f"| {kind} | {name} | {cells} |")

@@ -15,6 +15,7 @@ from torch import nn
 from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.save import save_checkpoint
 from ldm.data.images import to_tensor
+from ldm.errors import UserError
 from ldm.spriteworld.world.scene import ANIMALS, COLOURS, SUBJECTS, Scene, coloured, draw, random_scene, subject_scene
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Recogniser(nn.Module):
     def is_subject(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """Return ``(b,)`` booleans: is the subject of that name in the picture. Raises ValueError for another name."""
         if name not in self.subjects:
-            raise ValueError(f"the recogniser does not know the subject '{name}'; it knows {', '.join(self.subjects)}")
+            raise UserError(f"the recogniser does not know the subject '{name}'; it knows {', '.join(self.subjects)}")
         return self(x)[1].argmax(1) == 1 + self.subjects.index(name)
 
 
@@ -148,9 +149,9 @@ def accuracy(
     return {"animal": hits_animal / n, "subject": hits_subject / n, "false_alarms": false_alarms / plain, "pictures": n}
 
 
-def save_recogniser(model: Recogniser, path: Path, found: dict) -> None:
+def save_recogniser(model: Recogniser, path: Path, results: dict) -> None:
     """Ship a recogniser in fp16 with its accuracy on unseen renders in its metadata."""
-    metadata = {"recogniser": {"subjects": model.subjects, "grey": model.grey}, "accuracy": found}
+    metadata = {"recogniser": {"subjects": model.subjects, "grey": model.grey}, "accuracy": results}
     save_checkpoint(path, {k: v.half() for k, v in model.state_dict().items()}, metadata)
 
 
@@ -158,7 +159,7 @@ def load_recogniser(path: Path) -> Recogniser:
     """Load a shipped recogniser. Raises ValueError if the file is none."""
     checkpoint = read_checkpoint(path)
     if "recogniser" not in checkpoint.metadata:
-        raise ValueError(f"'{path}' is no recogniser")
+        raise UserError(f"'{path}' is no recogniser")
     model = Recogniser(**checkpoint.metadata["recogniser"])
     model.load_state_dict({k: v.float() for k, v in checkpoint.tensors.items()})
     return model.eval()

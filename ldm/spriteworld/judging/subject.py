@@ -58,7 +58,7 @@ def subject_figures(
     plain class only. Every figure is over n fresh scenes.
     """
     word = SUBJECTS[subject].class_word
-    found: Figures = {}
+    figures: Figures = {}
     unseen = unseen_sources(subject, trained)
     for title, sources in (("trained source", list(trained)), ("unseen source", unseen)):
         scenes = [s for k, source in enumerate(sources) for s in source_scenes(source, -(-n // len(sources)), seed + k)]
@@ -68,7 +68,7 @@ def subject_figures(
         empty = to_tensor([draw(s, empty=True) for s in scenes])
         texts = [fill(INSTANCE_TEMPLATES[0], identifier, word, s.animal) for s in scenes]
         x = edit(before, texts)
-        found |= {
+        figures |= {
             f"{title}: subject recognised": bootstrap(recogniser.is_subject(x, subject).float()),
             f"{title}: colour distance": bootstrap(m.colour_distance(x, truth, will)),
             f"{title}: pattern distance": bootstrap(m.pattern_distance(x, truth, will)),
@@ -85,17 +85,17 @@ def subject_figures(
     before, was = pictures(scenes), masks(scenes)
     will = masks([true_scene(s, subject) for s in scenes])
     x = edit(before, [fill(REGULARIZATION_TEMPLATES[0], "", word, s.animal) for s in scenes])
-    found["plain class: leak of the subject"] = bootstrap(recogniser.is_subject(x, subject).float())
+    figures["plain class: leak of the subject"] = bootstrap(recogniser.is_subject(x, subject).float())
     animals = recogniser.animals(x)
-    found["plain class: recognised"] = bootstrap(torch.tensor([a == word for a in animals]).float())
-    found["plain class: background kept (dB)"] = bootstrap(m.background_psnr(x, before, was, will))
-    return found, m.diversity(x, will)
+    figures["plain class: recognised"] = bootstrap(torch.tensor([a == word for a in animals]).float())
+    figures["plain class: background kept (dB)"] = bootstrap(m.background_psnr(x, before, was, will))
+    return figures, m.diversity(x, will)
 
 
 def kept_figures(edit: Edit, recogniser: Recogniser, twin: Recogniser, n: int = 100, seed: int = 1) -> Figures:
     """Return how well the general edits are done: one figure a kind, over n fresh scenes each."""
-    found = measure(edit, recogniser, twin, n, seed, KEPT)
-    return {f"{kind}: {name}": found[kind][name] for kind, name in KEPT.items()}
+    figures = measure(edit, recogniser, twin, n, seed, KEPT)
+    return {f"{kind}: {name}": figures[kind][name] for kind, name in KEPT.items()}
 
 
 def training_photos(folder: Path) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
+from ldm.errors import UserError
 from ldm.evaluation.metrics import similarity
 from ldm.spriteworld.judging import measures as m
 from ldm.spriteworld.judging.editor import masks, pictures
@@ -69,20 +70,20 @@ def check_drawn(case: Case, where: str) -> None:
     drawn = case.drawn or {}
     for key in drawn:
         if key not in DRAWN_KEYS:
-            raise ValueError(f"unknown key '{key}' in drawn of {where}; known: {', '.join(DRAWN_KEYS)}")
+            raise UserError(f"unknown key '{key}' in drawn of {where}; known: {', '.join(DRAWN_KEYS)}")
     n = drawn.get("scenes", 1)
     if type(n) is not int or n < 1:
-        raise ValueError(f"{where} draws {n!r} scenes; at least 1 is needed")
+        raise UserError(f"{where} draws {n!r} scenes; at least 1 is needed")
     seed = drawn.get("seed", 0)
     if type(seed) is not int or seed < 0:
-        raise ValueError(f"seed of {where} is {seed!r}; a whole number from 0 is expected")
+        raise UserError(f"seed of {where} is {seed!r}; a whole number from 0 is expected")
     if ("animal" in drawn) == ("subject" in drawn):
-        raise ValueError(f"{where} draws either an animal or a subject")
+        raise UserError(f"{where} draws either an animal or a subject")
     for key, value in {**{k: drawn[k] for k in ANSWER_KEYS if drawn.get(k)}, **case.answer}.items():
         if key not in ANSWER_KEYS:
-            raise ValueError(f"unknown key '{key}' in answer of {where}; known: {', '.join(ANSWER_KEYS)}")
+            raise UserError(f"unknown key '{key}' in answer of {where}; known: {', '.join(ANSWER_KEYS)}")
         if value not in ANSWER_KEYS[key]:
-            raise ValueError(f"unknown {key} '{value}' in {where}; known: {', '.join(ANSWER_KEYS[key])}")
+            raise UserError(f"unknown {key} '{value}' in {where}; known: {', '.join(ANSWER_KEYS[key])}")
 
 
 def draw_case(case: Case) -> DrawnCase:
@@ -97,7 +98,7 @@ def draw_case(case: Case) -> DrawnCase:
     attempt = 0
     while len(before) < n:
         if attempt == 100 * n:
-            raise ValueError(f"case '{case.name}': answer {case.answer} changes nothing in the scenes that are drawn")
+            raise UserError(f"case '{case.name}': answer {case.answer} changes nothing in the scenes that are drawn")
         rng = np.random.default_rng([seed, attempt, 84, 0])
         scene = random_scene(rng, **drawn) if name is None else subject_scene(rng, name, **drawn)
         if answer(scene, case.answer) != scene or not case.answer:  # there must be something to do
@@ -144,29 +145,29 @@ def exact_measures(
     alone, where everything stands elsewhere and a second subject cannot be told.
     """
     subject = case.subject.world
-    found: dict[str, torch.Tensor] = {}
+    measures: dict[str, torch.Tensor] = {}
     if case.kind == "prior":
         if subject:
-            found["leak"] = recogniser.is_subject(x, subject).float()
+            measures["leak"] = recogniser.is_subject(x, subject).float()
             if photos is not None:
-                found["PRES (recogniser)"] = similarity(recogniser.described(x), recogniser.described(photos))
-        found["class right"] = torch.tensor([a == case.subject.class_word for a in recogniser.animals(x)]).float()
-        found["DIV (recogniser)"] = apartness(recogniser.described(x))
-        found["variety"] = variety(x)
+                measures["PRES (recogniser)"] = similarity(recogniser.described(x), recogniser.described(photos))
+        measures["class right"] = torch.tensor([a == case.subject.class_word for a in recogniser.animals(x)]).float()
+        measures["DIV (recogniser)"] = apartness(recogniser.described(x))
+        measures["variety"] = variety(x)
     elif subject and "colour" not in case.answer and case.answer.get("style") != "grey":
-        found["subject recognised"] = recogniser.is_subject(x, subject).float()
+        measures["subject recognised"] = recogniser.is_subject(x, subject).float()
     done = None if case.kind == "prior" else instruction_done(case, scenes, x, recogniser, edited)
     if done is not None:
-        found["instruction done"] = done
+        measures["instruction done"] = done
     if case.reach == "local":
-        found["background kept (dB)"] = m.background_psnr(x, scenes.x, scenes.was, scenes.will)
-        found["background L1"] = m.background_l1(x, scenes.x, scenes.was, scenes.will)
+        measures["background kept (dB)"] = m.background_psnr(x, scenes.x, scenes.was, scenes.will)
+        measures["background L1"] = m.background_l1(x, scenes.x, scenes.was, scenes.will)
         if edited:
-            found["second subject"] = m.second_subject(x, scenes.x, scenes.was, scenes.will)
+            measures["second subject"] = m.second_subject(x, scenes.x, scenes.was, scenes.will)
     if case.kind != "prior":
-        found["exact (dB)"] = m.exact_psnr(x, scenes.truth)
-    found["cleanness"] = m.roughness(x, scenes.truth)
-    return found
+        measures["exact (dB)"] = m.exact_psnr(x, scenes.truth)
+    measures["cleanness"] = m.roughness(x, scenes.truth)
+    return measures
 
 
 def instruction_done(

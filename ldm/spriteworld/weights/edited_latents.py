@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ldm.checkpoint.read import read_checkpoint
-from ldm.data.images import check_writable
+from ldm.files import check_writable
 from ldm.inference.editor import ImageEditor
 from ldm.inference.settings import EditSettings
 from ldm.spriteworld.judging.editor import masks, pictures

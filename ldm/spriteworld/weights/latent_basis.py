@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm.errors import UserError
+
 FLOOR = 1e-6  # of the largest variance: a direction below it carries nothing and is not blown up
 ENOUGH = 200  # pictures, to see what the decoder makes of small steps
 AT_LATENT = ("conv_out", "conv_in", "quant_conv", "post_quant_conv")  # layers whose shapes tell the latent's channels
@@ -39,9 +41,9 @@ def widen(stage: Any, wider: Any) -> None:
             or name not in old
             or (name.split(".")[-2] not in AT_LATENT and new[name].shape != old[name].shape)
         ):
-            raise ValueError(f"a first stage of {c} channels cannot be widened to this one: '{name}' differs")
+            raise UserError(f"a first stage of {c} channels cannot be widened to this one: '{name}' differs")
     if more <= c or any(m.post_quant_conv.out_channels != m.embed_dim for m in (stage, wider)):
-        raise ValueError(f"a first stage of {c} channels cannot be widened to one of {more}")
+        raise UserError(f"a first stage of {c} channels cannot be widened to one of {more}")
     state = {name: old[name] if value.shape == old[name].shape else value.clone() for name, value in new.items()}
     state["decoder.conv_in.weight"][:, :c] = old["decoder.conv_in.weight"]
     state["decoder.conv_in.weight"][:, c:] = 0
@@ -74,7 +76,7 @@ def whiten(stage: Any, x: torch.Tensor, power: float = 0.0) -> None:
     in [-1, 1]. Raises ValueError for a power outside 0 to 1.
     """
     if not 0 <= power <= 1:
-        raise ValueError(f"power is {power}; 0 (white) to 1 is expected")
+        raise UserError(f"power is {power}; 0 (white) to 1 is expected")
     z = latents_of(stage, x)
     mean, (variances, directions) = z.mean(0), torch.linalg.eigh(torch.cov(z.T))
     variances = variances.clamp(min=FLOOR * variances.max())
@@ -142,13 +144,13 @@ def follow(model: Any, stage: Any, scale_factor: float, x: torch.Tensor) -> tupl
     latents of another size.
     """
     if model.parameterization != "x0":
-        raise ValueError(f"a model that predicts x0 can follow a first stage, not one of '{model.parameterization}'")
+        raise UserError(f"a model that predicts x0 can follow a first stage, not one of '{model.parameterization}'")
     if stage.downsampling != model.first_stage_model.downsampling:
         theirs, ours = stage.downsampling, model.first_stage_model.downsampling
-        raise ValueError(f"the first stage makes a latent of every {theirs} pixels, the model's of every {ours}")
+        raise UserError(f"the first stage makes a latent of every {theirs} pixels, the model's of every {ours}")
     old, new = latents_of(model.first_stage_model, x) * model.scale_factor, latents_of(stage, x) * scale_factor
     inward, offset, known = affine(new, old)
-    outward, shift, found = affine(old, new)
+    outward, shift, kept = affine(old, new)
     unet = model.model.diffusion_model
     first, last, c = unet.input_blocks[0][0], unet.out[2], len(offset)
     groups = first.weight.double().split(c, dim=1)  # the noisy latent, then the input picture's, if there is one
@@ -159,7 +161,7 @@ def follow(model: Any, stage: Any, scale_factor: float, x: torch.Tensor) -> tupl
     unet.in_channels, unet.out_channels = first.in_channels, last.out_channels = first.weight.shape[1], len(shift)
     model.first_stage_model = stage
     model.scale_factor = scale_factor
-    return known, found
+    return known, kept
 
 
 def _parameter(value: torch.Tensor) -> nn.Parameter:

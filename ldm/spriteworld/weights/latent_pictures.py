@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 
 from ldm.checkpoint.save import write_safetensors
+from ldm.errors import MissingFileError, UserError
 from ldm.files import replacing
 
 NAMES = ("z", "edited", "weight")
@@ -29,18 +30,30 @@ class LatentPictures(Dataset):
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in NAMES}
         for path in [files] if isinstance(files, str) else list(files):
             if not Path(path).is_file():
-                raise FileNotFoundError(f"no latents '{path}'; scripts/spriteworld.py latents makes such a file")
+                raise MissingFileError(f"no latents '{path}'; scripts/spriteworld.py latents makes such a file")
             for name, tensor in _read(path).items():
                 parts[name].append(tensor)
         if not parts["z"]:
-            raise ValueError("files is empty; at least one file of latents is needed")
+            raise UserError("files is empty; at least one file of latents is needed")
         for name, values in parts.items():
             if len(shapes := {tuple(part.shape[1:]) for part in values}) > 1:
-                raise ValueError(f"files with '{name}' of different shapes do not belong together: {sorted(shapes)}")
+                raise UserError(f"files with '{name}' of different shapes do not belong together: {sorted(shapes)}")
         self.tensors = {name: torch.cat(values) for name, values in parts.items()}
 
     def __len__(self) -> int:
         return len(self.tensors["z"])
+
+    def check_model(self, model: Any) -> None:
+        """Raise UserError for a first stage whose decoder cannot learn from these latents."""
+        if not getattr(model, "decoder_only", False):
+            raise UserError("these data hold latents: an encoder learns nothing from them; set decoder_only: true")
+        item = self[0]
+        shape, size = tuple(item["z"].shape), tuple(item["edited"].shape[1:])
+        wanted = (model.embed_dim, *(side // model.downsampling for side in size))
+        if shape != wanted:
+            raise UserError(
+                f"latents of {shape} with pictures of {size}: this first stage makes {wanted} of such pictures"
+            )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return item ``index`` in fp32."""
@@ -51,19 +64,19 @@ class LatentPictures(Dataset):
 def _read(path: str) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt") as stored:
-            found = {name: stored.get_tensor(name) for name in NAMES if name in stored.keys()}  # noqa: SIM118
+            tensors = {name: stored.get_tensor(name) for name in NAMES if name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"'{path}' is not a readable file of latents ({error})") from error
-    if len(found) < len(NAMES) or len({len(tensor) for tensor in found.values()}) > 1:
-        raise ValueError(f"'{path}' holds no latents with pictures: {', '.join(NAMES)}, as many of each, are expected")
-    return found
+        raise UserError(f"'{path}' is not a readable file of latents ({error})") from error
+    if len(tensors) < len(NAMES) or len({len(tensor) for tensor in tensors.values()}) > 1:
+        raise UserError(f"'{path}' holds no latents with pictures: {', '.join(NAMES)}, as many of each, are expected")
+    return tensors
 
 
 def save_latent_pictures(path: str | Path, z: torch.Tensor, edited: torch.Tensor, weight: torch.Tensor) -> None:
     """Write latents ``n c h w`` (unscaled), pictures ``n 3 H W`` in [-1, 1] and weights ``n 1 H W`` as one file, at 2,
     1 and 2 bytes a value; its folder is made. Raises ValueError for latents that are not finite in half precision."""
     if not z.half().isfinite().all():
-        raise ValueError(
+        raise UserError(
             f"the latents are not finite; '{path}' is not written (fp16 overflows; a GPU with bf16, or a CPU)"
         )
     Path(path).parent.mkdir(parents=True, exist_ok=True)

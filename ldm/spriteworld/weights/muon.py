@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm.errors import UserError
+
 # Quintic Newton-Schulz iteration (Jordan et al. 2024): five rounds bring all singular values to about 1.
 COEFFICIENTS, ROUNDS = (3.4445, -4.7750, 2.0315), 5
 WIDE = 2  # times as many columns as rows: from there on fewer products do
@@ -61,9 +63,9 @@ class Muon(torch.optim.Optimizer):
         """
         params = list(params)
         if any(not isinstance(p, tuple) for p in params):
-            raise ValueError("Muon needs named parameters: (name, parameter) pairs")
+            raise UserError("Muon needs named parameters: (name, parameter) pairs")
         if lr <= 0 or muon_lr <= 0 or not 0 <= momentum < 1:
-            raise ValueError(f"lr {lr} and muon_lr {muon_lr} must be above 0, momentum {momentum} in [0, 1)")
+            raise UserError(f"lr {lr} and muon_lr {muon_lr} must be above 0, momentum {momentum} in [0, 1)")
         hidden = [p for name, p in params if _is_hidden(name, p)]
         rest = [p for name, p in params if not _is_hidden(name, p)]
         shared = {"momentum": momentum, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ldm.errors import UserError
+
 SHORTCUT = "nin_shortcut.weight"  # of a residual block whose sides have unlike numbers of features
 QUERY = (".q.weight", ".q.bias")
 UNEVEN = 0.25  # how far from a half a copy's share of the outgoing weights may lie, so that copies learn apart
@@ -27,7 +29,7 @@ def net2wider(model: nn.Module, wider: nn.Module, seed: int = 0) -> None:
             old[name] = torch.eye(features)[..., None, None]
             old[name.replace("weight", "bias")] = torch.zeros(features)
     if old.keys() != new.keys():
-        raise ValueError(f"the wider network has other layers: '{min(old.keys() ^ new.keys())}'")
+        raise UserError(f"the wider network has other layers: '{min(old.keys() ^ new.keys())}'")
     generator = torch.Generator().manual_seed(seed)
     for name, value in old.items():
         shape = new[name].shape
@@ -36,8 +38,8 @@ def net2wider(model: nn.Module, wider: nn.Module, seed: int = 0) -> None:
             continue
         fits = len(shape) == value.ndim and all(n % o == 0 for n, o in zip(shape[:2], value.shape[:2], strict=True))
         if not fits or shape[2:] != value.shape[2:]:
-            found = f"'{name}' is {tuple(shape)}, {tuple(value.shape)} here"
-            raise ValueError(f"a layer of the wider network has no whole multiple of the features: {found}")
+            shapes = f"'{name}' is {tuple(shape)}, {tuple(value.shape)} here"
+            raise UserError(f"a layer of the wider network has no whole multiple of the features: {shapes}")
         copies = shape[0] // value.shape[0]
         value = value.repeat_interleave(copies, dim=0)
         if name.endswith(QUERY):  # attention's products are over copies, too, and divided by the root of their number

@@ -13,6 +13,8 @@ from functools import cache
 
 import numpy as np
 
+from ldm.errors import UserError
+
 ANIMALS = ("dog", "wolf", "cat", "horse", "bear", "rabbit")
 STANCES = ("stand", "walk", "sit")
 
@@ -474,9 +476,9 @@ def figure(animal: str, stance: str, hat: bool = False) -> Figure:
     :raises ValueError: for an unknown animal or stance, naming the known ones.
     """
     if animal not in FRAMES:
-        raise ValueError(f"unknown animal {animal!r}: expected one of {', '.join(ANIMALS)}")
+        raise UserError(f"unknown animal {animal!r}: expected one of {', '.join(ANIMALS)}")
     if stance not in STANCES:
-        raise ValueError(f"unknown stance {stance!r}: expected one of {', '.join(STANCES)}")
+        raise UserError(f"unknown stance {stance!r}: expected one of {', '.join(STANCES)}")
     frame = FRAMES[animal][stance == "sit"]
     far, near = _legs(animal, frame, stance)
     over, collar = _neck(animal, frame)

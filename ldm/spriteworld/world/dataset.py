@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.images import to_tensor
+from ldm.errors import UserError
 from ldm.spriteworld.world.scene import (
     COLOURS,
     PATTERNS,
@@ -33,14 +34,14 @@ CONTRAST = 0.4  # about the standard deviation of brightness, of [-1, 1], in and
 
 def _check_share(name: str, share: float) -> None:
     if not 0 <= share <= 1:
-        raise ValueError(f"{name} is {share}; a share from 0 to 1 is expected")
+        raise UserError(f"{name} is {share}; a share from 0 to 1 is expected")
 
 
 class _Drawn(Dataset):
     def __init__(self, length: int, seed: int = 0, size: int = 64):
         """length: how many different items there are; size: pixels of a side."""
         if length < 1:
-            raise ValueError(f"length is {length}; a dataset needs at least 1 item")
+            raise UserError(f"length is {length}; a dataset needs at least 1 item")
         self.length, self.seed, self.size = length, seed, size
 
     def __len__(self) -> int:
@@ -82,9 +83,9 @@ class SpritePictures(_Drawn):
         """
         super().__init__(length, seed, size)
         if crop is not None and not 0 < crop <= size:
-            raise ValueError(f"crop is {crop} pixels; a picture has {size}")
+            raise UserError(f"crop is {crop} pixels; a picture has {size}")
         if low_contrast < 1:
-            raise ValueError(f"low_contrast is {low_contrast}; it is a factor of at least 1")
+            raise UserError(f"low_contrast is {low_contrast}; it is a factor of at least 1")
         _check_share("any_coat", any_coat)
         _check_share("any_hat", any_hat)
         self.subject_weight, self.crop, self.low_contrast = subject_weight, crop, low_contrast
@@ -201,11 +202,11 @@ class SpriteTriplets(_Drawn):
         _check_share("any_collar", any_collar)
         for kind, weight in (kinds or {}).items():
             if kind not in KINDS:
-                raise ValueError(f"unknown kind of edit {kind!r} in kinds; known: {', '.join(KINDS)}")
+                raise UserError(f"unknown kind of edit {kind!r} in kinds; known: {', '.join(KINDS)}")
             if not weight >= 0:
-                raise ValueError(f"kinds.{kind} is {weight}; a weight from 0 is expected")
+                raise UserError(f"kinds.{kind} is {weight}; a weight from 0 is expected")
         if kinds is not None and not sum(kinds.values()) > 0:
-            raise ValueError("kinds has no weight above 0")
+            raise UserError("kinds has no weight above 0")
         self.rare_share, self.any_coat, self.any_style, self.kinds = rare_share, any_coat, any_style, kinds
         self.named_coat, self.any_hat, self.any_collar = named_coat, any_hat, any_collar
 

@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ldm.errors import UserError
+
 RGB = tuple[int, int, int]
 Light = tuple[str, tuple[float, ...], RGB]  # shape, box, colour
 
@@ -233,7 +235,7 @@ def paint(place: str, seed: int, side: int) -> tuple[Image.Image, tuple[Light, .
     :raises ValueError: for an unknown place, naming the known ones.
     """
     if place not in PAINTERS:
-        raise ValueError(f"unknown place {place!r}: expected one of {', '.join(PLACES)}")
+        raise UserError(f"unknown place {place!r}: expected one of {', '.join(PLACES)}")
     image, lights = _paint(place, seed % LAYOUTS, side)
     return image.copy(), lights
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from ldm.errors import UserError
 from ldm.spriteworld.world.animals import ANIMALS, STANCES, Figure, Part, figure
 from ldm.spriteworld.world.places import PLACES, RGB, glow, paint
 
@@ -160,7 +161,7 @@ def _lift(colour: RGB, amount: float) -> RGB:
 
 def _known(what: str, value: str, names: tuple[str, ...]) -> None:
     if value not in names:
-        raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(names)}")
+        raise UserError(f"unknown {what} {value!r}: expected one of {', '.join(names)}")
 
 
 def coloured(coat: Coat, name: str) -> Coat:
@@ -205,9 +206,9 @@ def _check(scene: Scene, size: int, supersample: int) -> None:
         if colour is not None:
             _known(what, colour, tuple(COLOURS))
     if size < 1 or supersample < 1:
-        raise ValueError(f"found size {size} and supersample {supersample}: both must be 1 or more")
+        raise UserError(f"found size {size} and supersample {supersample}: both must be 1 or more")
     if not scene.pose.scale > 0:
-        raise ValueError(f"found scale {scene.pose.scale}: expected a positive number, about 0.8 to 1.15")
+        raise UserError(f"found scale {scene.pose.scale}: expected a positive number, about 0.8 to 1.15")
 
 
 def _figure(scene: Scene) -> Figure:

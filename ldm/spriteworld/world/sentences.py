@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ldm.errors import UserError
 from ldm.spriteworld.world.scene import (
     ANIMALS,
     COAT_WORDS,
@@ -165,7 +166,7 @@ def with_word(edit: Edit, word: str) -> Edit:
     :raises ValueError: for an edit of another kind.
     """
     if edit.kind != "class":
-        raise ValueError(f"found {edit.kind!r}: only a class edit has a new animal that a word could describe")
+        raise UserError(f"found {edit.kind!r}: only a class edit has a new animal that a word could describe")
     return replace(edit, instruction=re.sub(r"\ba ", f"a {word} ", edit.instruction, count=1))
 
 
@@ -175,7 +176,7 @@ def with_coat(edit: Edit) -> Edit:
     :raises ValueError: for an edit of another kind, or a coat that is not natural.
     """
     if edit.target.coat not in COAT_WORDS:
-        raise ValueError(f"found {edit.target.coat}: only a natural coat has a word")
+        raise UserError(f"found {edit.target.coat}: only a natural coat has a word")
     return with_word(edit, COAT_WORDS[edit.target.coat])
 
 
@@ -249,10 +250,10 @@ def random_edit(
         be seen, or cannot be known).
     """
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"unknown kind of edit {kind!r}: expected one of {', '.join(KINDS)}")
+        raise UserError(f"unknown kind of edit {kind!r}: expected one of {', '.join(KINDS)}")
     grey = source is not None and source.style == "grey"
     if grey and kind in ("style", "colour"):
-        raise ValueError(f"found a grey source for a {kind} edit: expected a source in colour")
+        raise UserError(f"found a grey source for a {kind} edit: expected a source in colour")
     if kind is None:
         kind = _choose(rng, tuple(c for c in KIND_SHARES if not (grey and c[1] in ("style", "colour"))))
     if source is None:
