@@ -240,6 +240,19 @@ KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
 }
 
 
+def plain(node: Any) -> Any:
+    """Return a config's node as plain containers with its interpolations resolved; any other value as it is.
+
+    Raises UserError for an interpolation that leads nowhere.
+    """
+    if not OmegaConf.is_config(node):
+        return node
+    try:
+        return OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the config cannot be resolved: {_first_line(error)}") from error
+
+
 def settings(cls: type[S], node: Any, where: str) -> S:
     """Return the settings (a dataclass that checks its own ranges) that a config's node describes.
 
@@ -255,7 +268,7 @@ def settings(cls: type[S], node: Any, where: str) -> S:
 
 def typed(cls: type, node: Any, where: str) -> dict[str, Any]:
     """Return the fields of a dataclass that a node gives, each of its declared type; raises as ``settings`` does."""
-    node = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    node = plain(node)
     if node is None:
         return {}
     check_keys(node, [f.name for f in fields(cls)], where)
@@ -277,7 +290,9 @@ def check_type(hint: Any, value: Any, where: str) -> None:
     """Raise UserError for a value that is not of a declared type, as far as that is plain (numbers, words, lists)."""
     if not _fits(hint, value):
         wanted = " or ".join(dict.fromkeys(_called(part) for part in _alternatives(hint)))
-        raise UserError(f"{where} is {value!r}; expected {wanted}"[:300])
+        raise UserError(
+            f"{where} is {value!r}; {wanted} {'are' if wanted.startswith('names') else 'is'} expected"[:300]
+        )
 
 
 def _converted(hint: Any, value: Any, where: str) -> Any:
@@ -309,15 +324,15 @@ def _fits(hint: Any, value: Any) -> bool:
 def _fits_one(hint: Any, value: Any) -> bool:
     if hint in (None, type(None)):
         return value is None
-    plain = _plain(hint)
-    if plain not in KINDS:
+    kind = _plain(hint)
+    if kind not in KINDS:
         return True  # what is no plain type is checked by whoever takes it
-    if not isinstance(value, KINDS[plain][1]) or (plain is not bool and isinstance(value, bool)):
+    if not isinstance(value, KINDS[kind][1]) or (kind is not bool and isinstance(value, bool)):
         return False
     inner = typing.get_args(hint)
-    if plain is tuple and inner and Ellipsis not in inner:
+    if kind is tuple and inner and Ellipsis not in inner:
         return len(value) == len(inner) and all(_fits(part, v) for part, v in zip(inner, value, strict=True))
-    if plain in (list, tuple) and inner:
+    if kind in (list, tuple) and inner:
         return all(_fits(inner[0], v) for v in value)
     return True
 
@@ -325,11 +340,11 @@ def _fits_one(hint: Any, value: Any) -> bool:
 def _called(hint: Any) -> str:
     if hint in (None, type(None)):
         return "null"
-    plain, inner = _plain(hint), [part for part in typing.get_args(hint) if part is not Ellipsis]
-    name = KINDS[plain][0] if plain in KINDS else getattr(plain, "__name__", str(plain))
-    if plain in (list, tuple) and inner and _plain(inner[0]) in KINDS:
+    kind, inner = _plain(hint), [part for part in typing.get_args(hint) if part is not Ellipsis]
+    name = KINDS[kind][0] if kind in KINDS else getattr(kind, "__name__", str(kind))
+    if kind in (list, tuple) and inner and _plain(inner[0]) in KINDS:
         several = {int: "whole numbers", float: "numbers", str: "words"}.get(_plain(inner[0]), "such values")
-        return f"a list of {len(inner)} {several}" if plain is tuple and len(inner) > 1 else f"a list of {several}"
+        return f"a list of {len(inner)} {several}" if kind is tuple and len(inner) > 1 else f"a list of {several}"
     return name
 
 
@@ -380,7 +395,7 @@ def instantiate_from_config(node: Any, **extra: Any) -> Any:
     Parameters without effect today are dropped with one debug line. Raises ValueError for a missing target, for
     one that does not exist, and for an unknown parameter (naming the nearest known one).
     """
-    node = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    node = plain(node)
     if not isinstance(node, Mapping) or "target" not in node:
         raise UserError(f"expected a mapping with 'target' (and 'params'), found {node!r}"[:300])
     unknown = set(node) - {"target", "params"} - ({"base_learning_rate"} if "params" in node else set())

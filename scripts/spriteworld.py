@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     p = parser()
     args = p.parse_args()
     for name, value in vars(args).items():
-        if name != "what" and value is not None and name not in JOBS[args.what]:
+        if name not in ("what", "traceback") and value is not None and name not in JOBS[args.what]:
             p.error(f"--{name.replace('_', '-')} has no effect on {args.what}")
         least = {"scenes": 1, "pictures": 1, "steps": 1, "channels": 1, "seed": 0}.get(name)
         if least is not None and value is not None and value < least:
@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
         p.error(f"{args.what} needs --run")
     if args.what == "subject" and len(args.run) > 1:
         p.error("subject takes one --run")
-    given = {name: value for name, value in vars(args).items() if value is not None}
+    given = {name: value for name, value in vars(args).items() if value is not None and name != "traceback"}
     return argparse.Namespace(**{**JOBS[args.what], **given})
 
 

@@ -283,9 +283,9 @@ def test_every_shipped_config_loads_and_names_what_exists(path):
         with torch.device("meta"):
             instantiate_from_config(without_files(config["model"]))
     if "training" in config:
-        from ldm.training.run import settings_of
+        from ldm.training.settings import TrainSettings
 
-        settings_of(OmegaConf.create(config))
+        TrainSettings.of(OmegaConf.create(config))
 
 
 def test_the_edit_config_is_the_text_config_with_eight_channels():
@@ -506,7 +506,7 @@ def test_weight_of_the_regularization_half_is_read():
     node = copy.deepcopy(UPSTREAM["dreambooth v1-finetune_unfrozen"])
     node["params"]["reg_weight"] = 0.25
     with torch.device("meta"):
-        assert instantiate_from_config(node).reg_weight == 0.25
+        assert instantiate_from_config(node).objective.reg_weight == 0.25
 
 
 def test_ckpt_path_is_loaded_and_an_absent_one_is_named(tmp_path):

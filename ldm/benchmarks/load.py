@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ldm.benchmarks.reference import our_config
-from ldm.config import instantiate_from_config
+from ldm.config import instantiate_from_config, plain
 from ldm.errors import UserError
 
 _CHILD = """
@@ -49,9 +49,8 @@ def benchmark_load(size: str, precision: str, folder: Path) -> dict[str, int]:
     path = folder / "like-published.ckpt"
     try:
         written = write_checkpoint_like_published(path, size)
-        from omegaconf import OmegaConf
 
-        config = "-" if size == "full" else json.dumps(OmegaConf.to_container(our_config(size), resolve=True))
+        config = "-" if size == "full" else json.dumps(plain(our_config(size)))
         command = [sys.executable, "-c", _CHILD, str(path), precision, config]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:

@@ -13,7 +13,7 @@ from torch import nn
 from ldm.checkpoint.diffusers_format import UNET
 from ldm.checkpoint.load import LoadReport, average_of, compare
 from ldm.checkpoint.read import Checkpoint
-from ldm.config import instantiate_from_config, load_config
+from ldm.config import instantiate_from_config, load_config, plain
 from ldm.errors import UserError
 from ldm.files import fingerprint
 
@@ -110,7 +110,7 @@ def _held_against(model: nn.Module, checkpoint: Checkpoint) -> LoadReport:
 def without_checkpoints(node: Any) -> Any:
     """Return a config as plain containers with every ``ckpt_path`` taken out: only the structure is wanted."""
     if OmegaConf.is_config(node):
-        node = OmegaConf.to_container(node, resolve=True)
+        node = plain(node)
     if isinstance(node, dict):
         return {key: without_checkpoints(value) for key, value in node.items() if key != "ckpt_path"}
     return node

@@ -35,7 +35,7 @@ class WinogradConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, packed: bool = False):
         """conv: one that ``suits_winograd``; raises ValueError for any other. packed: lay the filters out as the CPU
-        library wants them, which saves it from doing so at every call (``cpu_inference.can_pack`` tells where that
+        library wants them, which saves it from doing so at every call (``packed.can_pack`` tells where that
         works)."""
         super().__init__()
         if not suits_winograd(conv):

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from ldm.config import load_config, nearest
+from ldm.config import load_config, nearest, plain
 from ldm.data.images import SUFFIXES
 from ldm.errors import UserError
 from ldm.inference.settings import EditSettings, TextSettings
@@ -137,7 +135,7 @@ def read_suite(path: Path, root: Path) -> Suite:
     Relative paths are looked for from the working directory, the suite's own folder and ``root`` (the project's).
     Raises FileNotFoundError or ValueError for what is wrong, or if no case can be run.
     """
-    content = OmegaConf.to_container(load_config(path), resolve=True)
+    content = plain(load_config(path))
     _known(content, tuple(SUITE_KEYS), str(path))
     for key in ("name", "subjects", "cases"):
         if not content.get(key):

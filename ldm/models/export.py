@@ -15,6 +15,7 @@ import torch
 from ldm.checkpoint.diffusers_format import FIRST_STAGE, TEXT, UNET, to_diffusers
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.checkpoint.save import save_checkpoint, write_safetensors
+from ldm.config import plain
 from ldm.diffusion.conditioning import Conditioning
 from ldm.errors import UserError
 from ldm.models.build import config_for, load_model
@@ -221,6 +222,5 @@ def _half(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else dict(config)
+    return plain(config)

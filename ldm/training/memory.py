@@ -8,10 +8,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 
 from ldm.checkpoint.inspect import without_checkpoints
-from ldm.config import instantiate_from_config
+from ldm.config import instantiate_from_config, plain
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +19,7 @@ GIB = 2**30
 
 def parameter_counts(config: Any) -> tuple[int, int]:
     """Return (all, trained) parameters of a run's model, built without memory for them."""
-    node = without_checkpoints(OmegaConf.to_container(config["model"], resolve=True))
+    node = without_checkpoints(plain(config["model"]))
     node["params"] = {k: v for k, v in (node.get("params") or {}).items() if k != "ckpt_path"}
     with torch.device("meta"):
         model = instantiate_from_config(node)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.save import weights_hash
-from ldm.config import instantiate_from_config
+from ldm.config import instantiate_from_config, plain
 from ldm.data.check import check_identifier
 from ldm.data.datamodule import PairDataModule
 from ldm.data.encoded import Encode, EncodedPairs, cached
@@ -46,7 +46,7 @@ def build_data(config: DictConfig, settings: TrainSettings, model: Any, logs: Pa
             sizes = data.streams["instance"].sizes()
             data.streams = {name: EncodedPairs(stream, encode, sizes=sizes) for name, stream in data.streams.items()}
         else:
-            key = {"data": OmegaConf.to_container(config["data"]["params"]["train"], resolve=True)}
+            key = {"data": plain(config["data"]["params"]["train"])}
             key["first_stage"] = weights_hash(model.first_stage_model)
             key = json.dumps(key, sort_keys=True)
             data.dataset = cached(data.dataset, encode, logs / "cache", key, num_workers=data.num_workers)

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.checkpoint.read import read_checkpoint
-from ldm.config import as_written_today, instantiate_from_config
+from ldm.config import as_written_today, instantiate_from_config, plain
 from ldm.errors import MissingFileError, MissingPackageError, UserError
 from ldm.models.build import structure_of
 from ldm.models.devices import choose_device, choose_precision
@@ -53,7 +53,7 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
     config: ``model``, ``data`` and ``training`` sections. resume: a run folder to continue; the config is then the
     one kept there. Raises ValueError or FileNotFoundError for what does not fit, before anything is trained.
     """
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    config = OmegaConf.create(plain(config))
     settings = TrainSettings.of(config)
     precision = choose_precision(settings.precision, choose_device(), training=True)
     _check_together(config, settings, precision)
@@ -132,9 +132,7 @@ def _callbacks(config: DictConfig, settings: TrainSettings, folder: Path, data: 
 
 def _metadata(config: DictConfig, settings: TrainSettings, data: Any) -> dict[str, Any]:
     """What kept weights carry: the model's config for inference, settings to start from, and the data's recipe."""
-    metadata: dict[str, Any] = {
-        "config": {"model": structure_of(OmegaConf.to_container(config["model"], resolve=True))}
-    }
+    metadata: dict[str, Any] = {"config": {"model": structure_of(plain(config["model"]))}}
     defaults = {"edit_defaults": settings.edit_defaults, "text_defaults": settings.text_defaults}
     metadata.update({name: chosen for name, chosen in defaults.items() if chosen})
     if getattr(data, "recipe", None):
@@ -150,11 +148,11 @@ def _loggers(settings: TrainSettings, folder: Path) -> list[Any]:
 def _fixed(config: DictConfig) -> dict[str, Any]:
     """What of a config may not change between a run's parts: model (but for the learning rate's schedule), data, and
     those settings of the training that change what a step is."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    params = {k: v for k, v in (plain["model"].get("params") or {}).items() if k != "scheduler_config"}
+    whole = plain(config)
+    params = {k: v for k, v in (whole["model"].get("params") or {}).items() if k != "scheduler_config"}
     settings = TrainSettings.of(config)
     steps = {key: getattr(settings, key) for key in ("seed", "accumulate", "precision", "gradient_clip")}
-    return {"model": {**plain["model"], "params": params}, "data": plain["data"], "training": steps}
+    return {"model": {**whole["model"], "params": params}, "data": whole["data"], "training": steps}
 
 
 def _check_unchanged(config: DictConfig, last: Path) -> None:

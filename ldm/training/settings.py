@@ -66,7 +66,7 @@ class TrainSettings:
                 raise UserError(f"training.{name} is {getattr(self, name)}; a whole number from {least} is expected")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise UserError(
-                f"training.gradient_clip is {self.gradient_clip}; a number above 0, or null for none, is expected"
+                f"training.gradient_clip is {self.gradient_clip:g}; a number above 0, or null for none, is expected"
             )
         late = [step for step in self.keep_at if not 1 <= step <= self.max_steps]
         if late:

@@ -1,4 +1,4 @@
-"""Command lines: an option that would have no effect is an error, told before any work."""
+"""The benchmarks' command line: an option without effect is warned of, and what cannot be measured is one line."""
 
 import re
 import runpy
@@ -26,13 +26,11 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
         ("shipped", "--precision", "fp32"),
     ],
 )
-def test_a_benchmark_takes_only_what_it_uses(monkeypatch, capsys, what, flag, value):
+def test_a_benchmark_takes_only_what_it_uses(monkeypatch, caplog, what, flag, value):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", what, flag, value])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(SCRIPTS / "benchmark.py"), run_name="__main__")
-    assert left.value.code == 2
-    assert f"{flag} has no effect on {what}" in capsys.readouterr().err
+    args = runpy.run_path(str(SCRIPTS / "benchmark.py"))["parse"]()
+    assert args.what == what
+    assert f"{flag} has no effect on {what}" in caplog.text
 
 
 def test_a_tiny_edit_is_measured_beside_diffusers_in_every_variant():
@@ -65,5 +63,5 @@ def test_the_shipped_editors_times_are_told_in_a_fresh_process(monkeypatch, caps
 def test_a_benchmark_of_what_cannot_be_loaded_says_so(tmp_path):
     from ldm.benchmarks.shipped import benchmark_shipped
 
-    with pytest.raises(ValueError, match=r"failed: FileNotFoundError: .*absent"):
+    with pytest.raises(ValueError, match=r"failed: .*MissingFileError: .*absent"):
         benchmark_shipped(tmp_path / "absent.safetensors", tmp_path / "none.png", rounds=1)

@@ -14,6 +14,7 @@ from ldm.data.encoded import EncodedPairs
 from ldm.data.images import open_rgb, picture_size
 from ldm.data.personalized_edit import PersonalizedEdit
 from ldm.training.prepare import build_data
+from ldm.training.settings import TrainSettings
 
 SHAPES = {"wide": (160, 96), "square": (128, 128), "tall": (60, 100)}
 
@@ -141,7 +142,7 @@ def data_of(folder, train, reg):
 def test_sizes_that_a_step_cannot_have_are_refused_before_it(tmp_path, train, reg, said):
     """A model whose pictures must be multiples of 16."""
     model = SimpleNamespace(grid=lambda: 16)
-    settings = {"validate_every": 0, "drift_every": 0, "cache_latents": False, "max_steps": 1, "accumulate": 1}
+    settings = TrainSettings(max_steps=1)
     config = data_of(tmp_path, train, reg)
     if said is None:
         assert build_data(config, settings, model, tmp_path, None).total_batches == 1

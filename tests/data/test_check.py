@@ -1,12 +1,10 @@
 """A folder of pairs looked over: what is wrong is named, what is right is not suspected."""
 
-import argparse
-
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ldm.data.check import check_dataset, check_identifier, check_pairs, correlation
+from ldm.data.check import CheckRequest, check_dataset, check_identifier, check_pairs, correlation
 from ldm.modules.text import encode_words
 from ldm.spriteworld.world.scene import draw, random_scene, swap
 
@@ -82,15 +80,13 @@ def test_correlation_is_the_textbooks():
 
 
 def test_the_report_counts_errors_and_draws_what_training_sees(folder):
-    args = argparse.Namespace(
-        folder=folder.parent, identifier="sks", class_word="dog", source_word="wolf", size=64, sheet=None
-    )
-    lines, errors = check_dataset(args)
+    request = CheckRequest(folder.parent, class_word="dog", source_word="wolf", size=64)
+    lines, errors = check_dataset(request)
     assert errors == 0
     assert any("6 pairs" in line for line in lines)
     assert Image.open(folder.parent / "training-view.png").width > 6 * 128
     (folder / "0_1.png").unlink()
-    assert check_dataset(args)[1] > 0
+    assert check_dataset(request)[1] > 0
 
 
 @pytest.fixture
@@ -98,8 +94,7 @@ def asked(folder):
     """Return the lines and errors of a folder looked over without any flag."""
 
     def check(path, **given):
-        plain = {"identifier": "sks", "class_word": None, "source_word": None, "size": 64, "sheet": None}
-        return check_dataset(argparse.Namespace(folder=path, **{**plain, **given}))
+        return check_dataset(CheckRequest(path, size=64, **given))
 
     return check
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ldm.data import images
+from ldm.files import check_writable
 
 
 def photo(width: int = 40, height: int = 30, seed: int = 0, channels: int = 3) -> np.ndarray:
@@ -416,7 +417,7 @@ def test_places_that_cannot_be_written(tmp_path):
         places.append(Path("/proc/nowhere/x.png"))
     for place in places:
         with pytest.raises(ValueError, match="cannot write") as caught:
-            images.check_writable(place)
+            check_writable(place)
         assert str(place) in str(caught.value)
         with pytest.raises(ValueError, match="cannot write"):
             images.save_image(Image.fromarray(photo()), place)
@@ -424,9 +425,9 @@ def test_places_that_cannot_be_written(tmp_path):
 
 
 def test_checking_a_place_leaves_no_trace(tmp_path):
-    images.check_writable(tmp_path / "new" / "deep" / "x.png")
+    check_writable(tmp_path / "new" / "deep" / "x.png")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "x.png").write_bytes(b"old")
-    images.check_writable(tmp_path / "x.png")
+    check_writable(tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]

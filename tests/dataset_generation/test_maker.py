@@ -3,7 +3,6 @@
 The editor is a stand-in: it paints a quarter of the photo in a colour that tells instruction, seed and scales apart.
 """
 
-import argparse
 import contextlib
 import errno
 import hashlib
@@ -26,7 +25,7 @@ from ldm.data.pairs import find_pairs
 from ldm.data.personalized_edit import PersonalizedEdit
 from ldm.dataset_generation import generate as dataset_job
 from ldm.dataset_generation.gates import Gates
-from ldm.dataset_generation.maker import PairMaker, sheet_of
+from ldm.dataset_generation.maker import PairMaker
 from ldm.dataset_generation.plan import (
     check_words,
     plan_edits,
@@ -36,7 +35,12 @@ from ldm.dataset_generation.plan import (
     plan_subject_edits,
     readable,
 )
+from ldm.dataset_generation.request import PairRequest
+from ldm.dataset_generation.store import sheet_of
+from ldm.errors import UserError
+from ldm.inference.recipe import Provenance
 from ldm.inference.settings import EditSettings
+from ldm.models.build import ModelSource
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "generate_dataset.py"
@@ -49,12 +53,10 @@ class FakeEditor:
 
     def __init__(self, spoil=None, ckpt: str = "models/editor.ckpt", ckpt_hash: str = "0123abcd"):
         self.spoil = spoil or (lambda *_: "")
-        self.checkpoint, self.checkpoint_hash, self.precision = ckpt, ckpt_hash, "fp32"
-        self.weights, self.vae_hash = "auto", ""
+        self.provenance = Provenance(ckpt, ckpt_hash, weights="auto")
         self.calls, self.stop_at, self.largest = [], None, 0
 
     def edit(self, photos, instructions, settings, seeds):
-        settings.checked()
         assert len(photos) == len(instructions) == len(seeds)
         assert len({photo.size for photo in photos}) == 1
         self.largest = max(self.largest, len(photos))
@@ -195,25 +197,27 @@ def test_words_that_only_share_a_part_are_fine():
     check_words("golden retriever", ["wolf", "retriever"])
 
 
-def test_unreadable_pictures_are_left_out_by_name(photos, tmp_path):
+def test_unreadable_pictures_are_left_out_by_name(photos, tmp_path, caplog):
     broken, cut = tmp_path / "photos" / "broken.png", tmp_path / "photos" / "cut.png"
     broken.write_bytes(b"no picture")
     cut.write_bytes(photos[0].read_bytes()[:200])
-    good, bad = readable([photos[0], broken, photos[1], cut, photos[2]])
-    assert good == photos
-    assert ["broken.png" in bad[0], "cut.png" in bad[1], len(bad)] == [True, True, 2]
-    with pytest.raises(ValueError, match=r"none of the 2 pictures .*broken\.png"):
-        readable([broken, cut])
-    with pytest.raises(ValueError, match="no picture to read"):
-        readable([])
+    assert readable([photos[0], broken, photos[1], cut, photos[2]], 64) == photos
+    assert ["broken.png" in caplog.messages[0], "cut.png" in caplog.messages[1], len(caplog.messages)] == [
+        True,
+        True,
+        2,
+    ]
+    with pytest.raises(UserError, match=r"none of the 2 pictures .*broken\.png"):
+        readable([broken, cut], 64)
+    with pytest.raises(UserError, match="no picture to read"):
+        readable([], 64)
 
 
-def test_a_picture_too_narrow_to_edit_is_left_out_by_name_too(photos, tmp_path):
+def test_a_picture_too_narrow_to_edit_is_left_out_by_name_too(photos, tmp_path, caplog):
     """The editor refuses more than 8 : 1, in the middle of the work and again at each restart."""
     narrow = photo(tmp_path / "photos" / "narrow.png", 9, (900, 40))
-    good, bad = readable([*photos, narrow])
-    assert good == photos
-    assert "narrow.png" in bad[0]
+    assert readable([*photos, narrow], 64) == photos
+    assert "narrow.png" in caplog.messages[0]
 
 
 def test_photos_are_made_no_larger_than_the_model_works_and_keep_their_shape():
@@ -753,14 +757,13 @@ def generate(monkeypatch, capsys, caplog, tmp_path):
         monkeypatch.delenv(name, raising=False)
 
     def run(*arguments: object, editor: FakeEditor | None = None, **changes: object) -> tuple[int, str, str]:
-        loading = SimpleNamespace(from_checkpoint=lambda *_: editor or FakeEditor())
+        loading = SimpleNamespace(from_checkpoint=lambda *_, **__: editor or FakeEditor())
         monkeypatch.setattr(dataset_job, "ImageEditor", loading)
         monkeypatch.setattr(dataset_job, "read_checkpoint", lambda path: SimpleNamespace(metadata={}))
         given = {"photos": tmp_path / "photos", "class-word": "dog", "source-words": "wolf", "output": tmp_path / "out"}
         given |= {"ckpt": "editor.ckpt", "num-reg": 2, "resolution": 64, **changes}
         words = [str(w) for name, value in given.items() if value is not None for w in (f"--{name}", value)]
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words, *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
         loggers = {n: x.level for n, x in logging.root.manager.loggerDict.items() if hasattr(x, "level")}
         caplog.clear()
         try:
@@ -922,15 +925,15 @@ def test_a_slip_in_the_config_is_told_in_one_line(generate, tmp_path, photos, co
 
 def test_the_config_sets_gates_and_settings_and_the_command_line_wins(tmp_path):
     (tmp_path / "pairs.yaml").write_text("settings: {text_scale: 3.0, steps: 7}\ngates: {attempts: 9, blank: 0.01}")
-    names = ("cfg_text", "cfg_image", "steps", "sampler", "resolution")
-    args = argparse.Namespace(**dict.fromkeys(names), config=tmp_path / "pairs.yaml")
-    args.steps = 5
-    settings, gates = dataset_job._settings(args, {"edit_defaults": {"text_scale": 2.0, "image_scale": 1.2}})
+    request = PairRequest(
+        ModelSource("no.ckpt"), ("a.png",), "dog", ("wolf",), tmp_path, tmp_path / "pairs.yaml", settings={"steps": 5}
+    )
+    settings, gates = request.how({"edit_defaults": {"text_scale": 2.0, "image_scale": 1.2}})
     assert (settings.text_scale, settings.image_scale, settings.steps) == (3.0, 1.2, 5)
     assert gates == Gates(attempts=9, blank=0.01)
     for told, interval in (("[0.5, 9]", (0.5, 9.0)), ("null", None)):
         (tmp_path / "pairs.yaml").write_text(f"settings: {{guidance_interval: {told}}}")
-        assert dataset_job._settings(args, {})[0].guidance_interval == interval
+        assert request.how({})[0].guidance_interval == interval
 
 
 def test_without_a_class_word_the_command_says_which_option_is_missing(generate, photos):

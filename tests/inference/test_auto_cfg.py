@@ -9,11 +9,12 @@ from PIL import Image
 
 from ldm.data.images import to_images, to_tensor
 from ldm.inference.auto_cfg import Judge, choose_scales, scale_grid, total_steps
-from ldm.inference.edit_job import plan_job, run_job
+from ldm.inference.edit_job import run_job
 from ldm.inference.editor import ImageEditor
 from ldm.inference.recipe import read_recipe
 from ldm.inference.settings import EditSettings
 from ldm.spriteworld.judging.editor import draw_edits, pictures
+from tests.inference.planning import planned
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = EditSettings(text_scale=2.5, image_scale=1.5, steps=4, sampler="euler", resolution=64)
@@ -113,7 +114,7 @@ def test_a_lost_background_costs_more_than_the_models_doubt_alone(editor):
 def test_a_job_writes_the_choice_its_recipe_and_the_sheet_of_all(tmp_path, editor):
     wolf = str(ROOT / "data/spriteworld/pictures/wolf/02.png")
     sweep = ([1.0, 2.5], [1.0, 1.5])
-    job = plan_job([wolf], ["make it night"], str(tmp_path / "out.png"), SETTINGS, 1, sweep=sweep, auto_cfg=True)
+    job = planned([wolf], ["make it night"], str(tmp_path / "out.png"), SETTINGS, 1, sweep=sweep, auto_cfg=True)
     steps = []
     written, failed = run_job(editor, job, lambda: steps.append(1))
     assert (sorted(path.name for path in written), failed) == (["out-scales.png", "out.png"], 0)
@@ -126,10 +127,11 @@ def test_a_job_writes_the_choice_its_recipe_and_the_sheet_of_all(tmp_path, edito
 def test_scales_out_of_range_are_refused_before_any_work(tmp_path):
     wolf = str(ROOT / "data/spriteworld/pictures/wolf/02.png")
     with pytest.raises(ValueError, match="text_scale is 400"):
-        plan_job([wolf], ["make it night"], str(tmp_path), SETTINGS, 1, sweep=([400.0], [1.0]), auto_cfg=True)
+        planned([wolf], ["make it night"], str(tmp_path), SETTINGS, 1, sweep=([400.0], [1.0]), auto_cfg=True)
 
 
-def test_batches_of_chosen_scales_are_refused(tmp_path):
+def test_batches_of_chosen_scales_are_warned_of_and_made_one_by_one(tmp_path, caplog):
     wolf = str(ROOT / "data/spriteworld/pictures/wolf/02.png")
-    with pytest.raises(ValueError, match="--batch-size has no effect"):
-        plan_job([wolf], ["make it night"], str(tmp_path), SETTINGS, 1, batch_size=2, auto_cfg=True)
+    job = planned([wolf], ["make it night"], str(tmp_path), SETTINGS, 1, batch_size=2, auto_cfg=True)
+    assert job.batch_size == 1
+    assert "--batch-size has no effect" in caplog.text

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from ldm import cli
 from ldm.checkpoint.save import save_checkpoint
+from ldm.errors import UserError
 from ldm.inference.recipe import KEY, read_recipe
 from tests.conftest import build_tiny, tiny_config
 
@@ -260,10 +261,6 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
         "no number": ([*one, *out, "--cfg-text", "nan"], "text_scale"),
         "keep-size": ([*one, *out, "--keep-size", "maybe"], "maybe"),
         "sweep": ([*one, *out, "--sweep-cfg-text", "5;7"], "5;7"),
-        "scale beside its sweep": (
-            [*one, *out, "--cfg-text", 5, "--sweep-cfg-text", "5,7"],
-            "--cfg-text has no effect",
-        ),
         "interval of three": ([*one, *out, "--guidance-interval", "1,2,3"], "1,2,3"),
         "interval upside down": ([*one, *out, "--guidance-interval", "5,1"], "interval"),
         "negative seed": ([*one, *out, "--seed", -4], "seed"),
@@ -317,19 +314,47 @@ def test_bad_input_gives_one_line_and_exit_2(edit, tmp_path, name):
     [
         (MemoryError(), 2),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 8 bytes"), 2),
-        (ValueError("two\nlines"), 2),
+        (UserError("two\nlines"), 2),
+        (OSError(28, "No space left on device"), 2),
         (RuntimeError("a defect of ours"), None),
+        (ValueError("a defect of ours"), None),
+        (KeyError("a defect of ours"), None),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_a_defect_is_not_hidden(capsys, error, code):
     def main():
         raise error
 
-    with pytest.raises(RuntimeError if code is None else SystemExit) as caught:
+    with pytest.raises(type(error) if code is None else SystemExit) as caught:
         cli.run(main, "x.py")
     if code is not None:
         assert caught.value.code == code
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_cause_of_a_one_line_error_is_shown_where_it_is_asked_for(capsys, monkeypatch):
+    def main():
+        try:
+            raise KeyError("the cause")
+        except KeyError as error:
+            raise UserError("one line") from error
+
+    monkeypatch.setattr(sys, "argv", ["x.py", "--traceback"])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, "x.py")
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert err.count("Traceback") == 2
+    assert "KeyError: 'the cause'" in err
+    assert err.endswith("x.py: error: one line\n")
+
+
+def test_a_scale_beside_its_sweep_is_warned_of(edit, tmp_path):
+    source = photo(tmp_path / "a.png")
+    given = ("--cfg-text", 5, "--sweep-cfg-text", "1,2", "--steps", 1)
+    code, _, _ = edit("--input", source, "--edit", "go", "--output", tmp_path / "x.png", *given)
+    assert code == 0
+    assert (tmp_path / "x.png").is_file()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

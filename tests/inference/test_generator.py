@@ -1,6 +1,5 @@
 """Text to image: an independent loop as reference, settings, files, class pictures that are gone on with."""
 
-import argparse
 import json
 from itertools import pairwise
 
@@ -13,9 +12,10 @@ from ldm.data.images import to_tensor
 from ldm.dataset_generation.class_images import make_class_images
 from ldm.diffusion.schedule import make_sigmas
 from ldm.inference.generator import ImageGenerator
-from ldm.inference.recipe import KEY
+from ldm.inference.recipe import KEY, Provenance
 from ldm.inference.settings import TextSettings
-from ldm.inference.text_job import make_pictures
+from ldm.inference.text_job import TextRequest, make_pictures
+from ldm.models.build import ModelSource
 from tests.conftest import build_tiny, tiny_config
 
 
@@ -99,52 +99,39 @@ def test_texts_and_seeds_that_do_not_fit(model, tiny_model):
         ImageGenerator(tiny_model)
 
 
-def arguments(ckpt, output, **more):
+def request(ckpt, output, **more):
     given = {
-        "prompt": ["a dog", "a cat"],
+        "prompt": ("a dog", "a cat"),
         "output": str(output),
-        "ckpt": ckpt,
-        "class_images": None,
         "num_samples": 2,
         "batch_size": 3,
         "seed": 4,
-        "scale": None,
-        "negative": None,
-        "steps": None,
-        "sampler": None,
-        "spacing": None,
-        "width": None,
-        "height": 32,
-        "config": None,
-        "vae_ckpt": None,
-        "weights": "auto",
-        "device": "cpu",
-        "precision": "fp32",
+        "settings": {"height": 32},
     }
-    return argparse.Namespace(**{**given, **more})
+    return TextRequest(source=ModelSource(ckpt, device="cpu", precision="fp32"), **{**given, **more})
 
 
 def test_a_job_writes_pictures_with_their_recipes_and_a_sheet(ckpt, tmp_path):
-    written = make_pictures(arguments(ckpt, tmp_path / "out"))
+    written = make_pictures(request(ckpt, tmp_path / "out"))
     assert [p.name for p in written] == ["0000-4.png", "0001-5.png", "0002-4.png", "0003-5.png", "sheet.png"]
     with Image.open(written[2]) as picture:
         recipe = json.loads(picture.text[KEY])
         assert picture.size == (32, 32)
     assert (recipe["text"], recipe["seed"], recipe["steps"]) == ("a cat", 4, 2)
-    (single,) = make_pictures(arguments(ckpt, tmp_path / "one.png", prompt=["a dog"], num_samples=1))
+    (single,) = make_pictures(request(ckpt, tmp_path / "one.png", prompt=("a dog",), num_samples=1))
     one, of_two = (to_tensor(Image.open(path)) for path in (single, written[0]))
     assert (one - of_two).abs().max() <= 2.1 / 255  # a batch of two rounds differently
     with pytest.raises(ValueError, match="do not fit into the one file"):
-        make_pictures(arguments(ckpt, tmp_path / "one.png"))
+        make_pictures(request(ckpt, tmp_path / "one.png"))
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"prompt": ["a dog"], "num_samples": 2}, "--num-samples 2"), ({"num_samples": 1}, "2 prompts")],
+    [({"prompt": ("a dog",), "num_samples": 2}, "--num-samples 2"), ({"num_samples": 1}, "2 prompts")],
 )
 def test_class_pictures_of_several_prompts_or_samples_are_refused(ckpt, tmp_path, given, said):
-    with pytest.raises(ValueError, match=f"one --prompt.*{said} would have no effect"):
-        make_pictures(arguments(ckpt, tmp_path / "out", class_images=2, **given))
+    with pytest.raises(ValueError, match=f"one --prompt.*{said} cannot be had"):
+        make_pictures(request(ckpt, tmp_path / "out", class_images=2, **given))
     assert not (tmp_path / "out").exists()
 
 
@@ -165,8 +152,7 @@ def test_blank_class_pictures_are_made_again_and_then_given_up(tmp_path):
     calls = []
 
     class Sometimes:
-        checkpoint, checkpoint_hash, precision, weights = "c", "h", "fp32", "auto"
-        vae_hash, config = "", ""
+        provenance = Provenance("c", "h", "auto")
 
         def generate(self, texts, settings, seeds):
             calls.append(list(seeds))

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from ldm.checkpoint.read import read_checkpoint
-from ldm.config import load_config
 from ldm.data.images import open_rgb, to_tensor
 from ldm.inference.editor import ImageEditor
 from ldm.inference.generator import ImageGenerator
@@ -30,7 +29,8 @@ from ldm.spriteworld.judging.editor import (
 from ldm.spriteworld.judging.recogniser import batch, load_recogniser, train_recognisers
 from ldm.spriteworld.world.scene import ANIMALS, COATS, SUBJECTS
 from ldm.spriteworld.world.sentences import with_coat
-from ldm.training.run import DEFAULTS, train
+from ldm.training.run import train
+from ldm.training.settings import load_training_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data" / "spriteworld"
@@ -179,7 +179,7 @@ def gone_on(name, more, tmp_path):
         "training.precision=fp32",
         *more,
     ]
-    config = load_config(CONFIGS / "spriteworld" / f"{name}.yaml", overrides, {"training": DEFAULTS})
+    config = load_training_config(CONFIGS / "spriteworld" / f"{name}.yaml", overrides)
     return train(config, "go-on", tmp_path) / "checkpoints" / "step=4.safetensors"
 
 

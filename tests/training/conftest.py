@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from ldm.checkpoint.save import save_checkpoint
-from ldm.config import instantiate_from_config, load_config
+from ldm.config import instantiate_from_config
 from ldm.project import CONFIGS
 from ldm.spriteworld.world.scene import draw, subject_scene, swap
-from ldm.training.run import DEFAULTS
+from ldm.training.settings import load_training_config
 
 SMALL = [
     "model.params.ckpt_path=null",
@@ -67,4 +67,4 @@ def overrides(pairs, **more):
 
 def config(pairs, **more):
     path = CONFIGS / "spriteworld" / "instruct2dream.yaml"
-    return load_config(path, overrides(pairs, **more), {"training": DEFAULTS})
+    return load_training_config(path, overrides(pairs, **more))

@@ -6,16 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ldm.config import load_config
 from ldm.data.datamodule import PairDataModule
-from ldm.data.pairs import swaps
+from ldm.data.pairs import replacement_pairs
 from ldm.data.personalized_edit import PersonalizedEdit
 from ldm.project import CONFIGS
 from ldm.spriteworld.judging.editor import pictures
 from ldm.spriteworld.judging.subject import source_scenes, true_scene
 from ldm.spriteworld.world.scene import swap
 from ldm.training import drift
-from ldm.training.run import DEFAULTS, train
+from ldm.training.run import train
+from ldm.training.settings import load_training_config
 from tests.training.conftest import overrides
 
 
@@ -29,12 +29,12 @@ def worlds():
 
 def test_the_way_is_one_at_the_photo_zero_at_the_input_and_between_for_another_dog(worlds):
     before, truth, plain = worlds
-    assert drift.way_gone(truth, before, truth) == pytest.approx(1)
-    assert drift.way_gone(before, before, truth) == pytest.approx(0)
-    assert drift.way_gone(0.5 * (before + truth), before, truth) == pytest.approx(0.5, abs=0.1)
-    assert drift.way_gone(plain, before, truth) < 0.6
+    assert drift.progress_to_goal(truth, before, truth) == pytest.approx(1)
+    assert drift.progress_to_goal(before, before, truth) == pytest.approx(0)
+    assert drift.progress_to_goal(0.5 * (before + truth), before, truth) == pytest.approx(0.5, abs=0.1)
+    assert drift.progress_to_goal(plain, before, truth) < 0.6
     noise = torch.rand(before.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert drift.way_gone(noise, before, truth) < 0
+    assert drift.progress_to_goal(noise, before, truth) < 0
 
 
 def test_background_is_looked_at_only_where_the_frozen_answer_changes_nothing(worlds):
@@ -69,7 +69,7 @@ def config(pairs, begun, **more):
     }
     given |= {f"training.drift.params.settings.{key}": value for key, value in settings.items()}
     path = CONFIGS / "spriteworld" / "instruct2dream.yaml"
-    return load_config(path, overrides(pairs, **{**given, **more}), {"training": DEFAULTS})
+    return load_training_config(path, overrides(pairs, **{**given, **more}))
 
 
 def test_a_run_names_its_best_kept_step_also_when_it_was_stopped(pairs, begun, tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_a_run_names_its_best_kept_step_also_when_it_was_stopped(pairs, begun, t
         patch.setattr(drift.Monitor, "_run", stop_at_three)
         part = train(config(pairs, begun), "part", tmp_path / "part")
     assert part.is_dir()
-    train(load_config(part / "config.yaml", [], {"training": DEFAULTS}), "part", tmp_path / "part", part)
+    train(load_training_config(part / "config.yaml"), "part", tmp_path / "part", part)
     resumed = json.loads((part / "checkpoints" / "best.json").read_text())
     assert resumed["steps"] == best["steps"]
 
@@ -112,20 +112,20 @@ def test_the_plain_edit_of_a_pair_with_its_own_instruction_is_told_no_identifier
         identifier="sks", source_word="wolf", class_word="dog", templates=["swap it for a {identifier} {class_word}"]
     )
     own, none = (SimpleNamespace(instruction=text, source_word=None) for text in ("make it a sks dog", None))
-    assert drift._told(subject, own, "sks") == "make it a sks dog"
-    assert drift._told(subject, own, "") == "make it a dog"
-    assert drift._told(subject, none, "").split() == ["swap", "it", "for", "a", "dog"]
+    assert drift._prompt(subject, own, "sks") == "make it a sks dog"
+    assert drift._prompt(subject, own, "") == "make it a dog"
+    assert drift._prompt(subject, none, "").split() == ["swap", "it", "for", "a", "dog"]
 
 
 def test_edits_of_the_subject_are_told_with_its_name_and_are_not_what_is_watched():
     subject = SimpleNamespace(identifier="sks", class_word="dog", source_word=None, templates=["a {identifier}"])
     named = SimpleNamespace(instruction="make the {identifier} dog red", source_word="dog")
-    assert drift._told(subject, named, "sks") == "make the sks dog red"
-    assert drift._told(subject, named, "") == "make the dog red"
+    assert drift._prompt(subject, named, "sks") == "make the sks dog red"
+    assert drift._prompt(subject, named, "") == "make the dog red"
     swap_pair = SimpleNamespace(instruction=None)
-    assert swaps([named, swap_pair]) == [swap_pair]
-    assert swaps([named]) == [named]
-    assert swaps([]) == []
+    assert replacement_pairs([named, swap_pair]) == [swap_pair]
+    assert replacement_pairs([named]) == [named]
+    assert replacement_pairs([]) == []
 
 
 def test_data_that_cannot_be_measured_is_refused(pairs, begun, tmp_path):
@@ -133,5 +133,5 @@ def test_data_that_cannot_be_measured_is_refused(pairs, begun, tmp_path):
     where = {"keep_at": [1], "folder": tmp_path, "suffix": ".ckpt"}
     with pytest.raises(ValueError, match="instance and regularization pairs"):
         drift.DriftMonitor(PairDataModule(instance), 1, **where)
-    with pytest.raises(ValueError, match="unknown key 'stpes'"):
+    with pytest.raises(ValueError, match=r"unknown key 'training\.drift\.params\.settings\.stpes'"):
         train(config(pairs, begun, **{"training.drift.params.settings.stpes": 3}), "x", tmp_path)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,10 @@ def _noise(batch):
 
 def test_one_concatenated_forward_equals_two_and_reg_weight_scales_its_half(pairs):
     items, model = batch_and_model(pairs)
-    model.reg_weight = 0.5
+    model.objective = replace(model.objective, reg_weight=0.5)
     both, gradients = loss_and_gradients(model, items)
     instance, g_instance = loss_and_gradients(model, [i for i in items if not i["is_reg"]])
-    model.reg_weight = 1.0
+    model.objective = replace(model.objective, reg_weight=1.0)
     reg, g_reg = loss_and_gradients(model, [i for i in items if i["is_reg"]])
     assert both == pytest.approx(instance + 0.5 * reg, rel=1e-6)
     worst = max(
@@ -242,7 +243,7 @@ def test_a_run_begun_with_another_config_is_not_resumed(pairs, tmp_path):
     run = train(config(pairs, steps=1), "begun", tmp_path)
     kept = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(kept.replace("reg_weight: 1.0", "reg_weight: 0.5"))
-    with pytest.raises(ValueError, match=r"model\.params\.reg_weight was 1\.0, is 0\.5"):
+    with pytest.raises(ValueError, match=r"model\.params\.objective_config\.reg_weight was 1\.0, is 0\.5"):
         train(load_config(run / "config.yaml"), "", tmp_path, resume=run)
     longer = OmegaConf.merge(OmegaConf.create(kept), {"training": {"max_steps": 2, "keep_at": [2]}})
     OmegaConf.save(longer, run / "config.yaml")

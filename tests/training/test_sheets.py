@@ -10,6 +10,7 @@ from PIL import Image
 from ldm.checkpoint.read import read_checkpoint
 from ldm.config import load_config
 from ldm.inference.settings import EditSettings
+from ldm.spriteworld.world.grids import EditSheet
 from ldm.training import sheets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,7 @@ def test_training_looks_at_itself_at_the_scales_that_its_weights_recommend():
         load_config(CONFIGS / name).training for name in ("instruct-pix2pix.yaml", "instruct2dream.yaml")
     )
     shown = [
-        sheets.EditSheet(**(editor.sheet.params or {})).settings,
+        EditSheet(**(editor.sheet.params or {})).settings,
         EditSettings(**personal.sheet.params.settings),
         EditSettings(**personal.drift.params.settings),
         EditSettings(**personal.edit_defaults),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.config import load_config
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_images
 from ldm.data.personalized import PersonalizedImages
@@ -14,7 +13,8 @@ from ldm.project import CONFIGS
 from ldm.spriteworld.judging.editor import pictures
 from ldm.spriteworld.world.scene import random_scene, subject_scene
 from ldm.training import text_drift
-from ldm.training.run import DEFAULTS, train
+from ldm.training.run import train
+from ldm.training.settings import load_training_config
 from tests.training.conftest import SMALL
 
 PHOTOS = CONFIGS.parent / "data" / "spriteworld" / "subjects" / "biscuit"
@@ -100,7 +100,7 @@ def test_a_run_from_photos_measures_itself_and_names_its_best_step(tmp_path):
     given += ["model.params.first_stage_config.params.ckpt_path=data/spriteworld/first-stage.safetensors"]
     given += ["training.drift.params.pictures=2"]
     given += [f"training.drift.params.settings.{key}={value}" for key, value in few.items()]
-    config = load_config(CONFIGS / "spriteworld" / "dreambooth.yaml", given, {"training": DEFAULTS})
+    config = load_training_config(CONFIGS / "spriteworld" / "dreambooth.yaml", given)
     run = train(config, "photos", tmp_path)
     best = json.loads((run / "checkpoints" / "best.json").read_text())
     assert set(best["steps"]) == {"0", "1", "2"}
@@ -116,7 +116,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, pairs):
         text_drift.TextDriftMonitor(edits, 1, [1], tmp_path, ".ckpt")
     with pytest.raises(ValueError, match="pictures is 1; to compare likeness 2 are needed"):
         monitor(tmp_path, pictures=1)
-    with pytest.raises(ValueError, match="unknown key 'stpes'"):
+    with pytest.raises(ValueError, match=r"unknown key 'training\.drift\.params\.settings\.stpes'"):
         monitor(tmp_path, settings={"stpes": 3})
     one = PersonalizedImages(str(PHOTOS), "dog", size=64, limit=1)  # a single photo is enough
     assert text_drift.TextDriftMonitor(PairDataModule(one), 1, [1], tmp_path, ".ckpt").photos.shape[0] == 1

@@ -16,12 +16,12 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 
 from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.runs import kept_weights
 from ldm.config import anchored, load_config, nearest
+from ldm.config import plain as plain_config
 from ldm.data.images import save_image
 from ldm.dataset_generation.class_images import make_class_images
 from ldm.dataset_generation.generate import make_dataset
@@ -76,7 +76,7 @@ def read_ablation(path: Path) -> Ablation:
 
     Raises ValueError for missing or unknown keys or subjects, and for one sentence where a list of them is expected.
     """
-    content = OmegaConf.to_container(load_config(path), resolve=True)
+    content = plain_config(load_config(path))
     for key in content:
         if key not in KEYS:
             raise UserError(f"unknown key '{key}' in {path}{nearest(key, list(KEYS))}")

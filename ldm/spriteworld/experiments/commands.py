@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ldm.checkpoint.diffusers_format import FIRST_STAGE, UNET
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.checkpoint.save import save_checkpoint
-from ldm.config import instantiate_from_config
+from ldm.config import instantiate_from_config, plain
 from ldm.data.images import save_image, to_images, to_tensor
 from ldm.errors import UserError
 from ldm.evaluation.statistics import bootstrap
@@ -207,7 +207,7 @@ def follow_first_stage(ckpt: Path, first_stage: Path, output: Path, n: int = 200
     OmegaConf.update(config, "model.params.first_stage_config", stage, merge=False)
     for side in ("in_channels", "out_channels"):
         OmegaConf.update(config, f"model.params.unet_config.params.{side}", getattr(model.model.diffusion_model, side))
-    described = {"config": OmegaConf.to_container(config, resolve=True)}
+    described = {"config": plain(config)}
     save_checkpoint(output, published(model), {**checkpoint.metadata, **described})
     return f"{output}: {known:.1%} of the old latents' variance is in the new ones, {kept:.1%} of the new in the old"
 
@@ -225,7 +225,7 @@ def editor_without_picture(ckpt: Path, output: Path) -> Path:
     OmegaConf.update(config, "model.params.conditioning_key", "crossattn")
     OmegaConf.update(config, "model.params.unet_config.params.in_channels", model.latent_channels)
     kept = {name: value for name, value in checkpoint.metadata.items() if name != "edit_defaults"}
-    save_checkpoint(output, state, {**kept, "config": OmegaConf.to_container(config, resolve=True)})
+    save_checkpoint(output, state, {**kept, "config": plain(config)})
     return output
 
 
