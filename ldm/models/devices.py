@@ -53,10 +53,13 @@ def choose_precision(name: str, device: torch.device, training: bool = False) ->
         if name == "fp16":
             raise UserError("precision fp16 is for GPUs; on a CPU use fp32, bf16 or auto")
         return ("bf16" if bf16_is_faster() else "fp32") if name == "auto" else name
-    has_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
-    if name == "bf16" and training and not has_bf16:
+    if name in ("fp32", "fp16") or (name == "bf16" and not training):
+        return name
+    if torch.cuda.get_device_capability(device)[0] >= 8:
+        return "bf16"
+    if name == "bf16":
         raise UserError("this GPU has no bf16; use fp16 or auto")
-    return ("bf16" if has_bf16 else "fp16") if name == "auto" else name
+    return "fp16"
 
 
 def dtype_of(precision: str) -> Any:
