@@ -33,12 +33,14 @@ def script_parser(verb: str) -> Parser:
 
 def parser() -> Parser:
     """Return the command line of all verbs with their options, for help and shell completion."""
-    whole = Parser("instruct2dream", __doc__, traceback=False)
-    verbs = whole.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
+    whole = Parser("instruct2dream", "Edit pictures by sentences, and teach the editor a subject.", traceback=False)
+    verbs = whole.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs (each has --help)")
     for verb in VERBS:
         one = script_parser(verb)
-        verbs.add_parser(verb, prog=one.prog, description=one.description, parents=[one], add_help=False)
-    verbs.add_parser("completion", prog="completion", description="Print the completion of a shell.").add_argument(
+        about = " ".join((one.description or "").split())
+        verbs.add_parser(verb, prog=one.prog, description=about, help=about, parents=[one], add_help=False)
+    about = "Print what a shell evaluates to complete this command."
+    verbs.add_parser("completion", prog="completion", description=about, help=about).add_argument(
         "shell", choices=("bash", "zsh", "tcsh")
     )
     return whole
@@ -60,18 +62,12 @@ def _print_completion() -> None:
 def main() -> None:
     """Run the script of the verb that the command line names."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb in VERBS:
-        path = SCRIPTS / f"{VERBS[verb]}.py"
-        sys.argv = [str(path), *sys.argv[2:]]
-        runpy.run_path(str(path), run_name="__main__")
-    elif verb == "completion" and len(sys.argv) == 3:
+    if verb not in VERBS:
+        parser().parse_args(sys.argv[1:] or ["--help"])  # leaves for all but a completion
         cli.run(_print_completion, "completion")
-    else:
-        whole = Parser("instruct2dream", __doc__, traceback=False)
-        whole.epilog = f"verbs: {', '.join([*VERBS, 'completion'])}; each has --help"
-        whole.add_argument("verb", choices=[*VERBS, "completion"], metavar="VERB")
-        whole.add_argument("options", nargs="*")
-        whole.parse_args(sys.argv[1:] or ["--help"])
+    path = SCRIPTS / f"{VERBS[verb]}.py"
+    sys.argv = [str(path), *sys.argv[2:]]
+    runpy.run_path(str(path), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ if [ ! -x .venv/bin/python ]; then
   "$python" -m venv .venv || { echo "setup: 'python3 -m venv' failed (Debian: apt-get install python3-venv)" >&2; exit 2; }
 fi
 
-wanted="$(cat pyproject.toml constraints.txt | .venv/bin/python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
+wanted="$(cat pyproject.toml constraints.txt setup.py | .venv/bin/python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
 for stamp in ".venv/.installed-dev" ".venv/.installed-$extras"; do
   if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
 done

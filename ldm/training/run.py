@@ -193,7 +193,7 @@ def _check_together(config: DictConfig, settings: TrainSettings, precision: str)
     """Raise ValueError for settings that exclude each other."""
     gpus = torch.cuda.device_count()
     if torch.cuda.is_available() and settings.devices > gpus:
-        raise UserError(f"training.devices is {settings['devices']}, but this machine has {gpus} GPU(s)")
+        raise UserError(f"training.devices is {settings.devices}, but this machine has {gpus} GPU(s)")
     optimizer = config["model"].get("params", {}).get("optimizer_config") or {}
     fused = bool((optimizer.get("params") or {}).get("fused"))
     if precision == "fp16" and fused and settings.gradient_clip:
