@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ldm import cli
-from ldm.project import SPRITEWORLD
+from ldm.project import shipped
 
 
 def parser() -> cli.Parser:
@@ -42,7 +42,7 @@ def main() -> int:
     if args.what == "shipped":
         from ldm.benchmarks.shipped import benchmark_shipped, report_shipped
 
-        files = SPRITEWORLD / "editor.safetensors", SPRITEWORLD / "pictures" / "wolf" / "01.png"
+        files = shipped("editor.safetensors"), shipped("pictures/wolf/01.png")
         print(report_shipped(benchmark_shipped(*files, rounds, args.threads)))
         return 0
     import torch

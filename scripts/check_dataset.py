@@ -8,7 +8,7 @@ from ldm import cli
 def parser() -> cli.Parser:
     p = cli.Parser(prog="check_dataset.py", description=__doc__)
     p.add_argument("folder", type=Path, help="what generate_dataset.sh made, or a folder of pairs")
-    p.add_argument("--identifier", default="sks")
+    p.add_argument("--identifier", default="sks", help="the rare word for the subject (default sks)")
     p.add_argument("--class-word", help="what the subject is; default: the manifest's")
     p.add_argument("--source-word", help="what it replaces; default: the manifest's")
     p.add_argument("--size", type=int, default=256, help="pixels that training sees")

@@ -5,12 +5,11 @@ import json
 import logging
 import random
 import sys
+from pathlib import Path
 
 from ldm import cli
-from ldm.project import SPRITEWORLD, shown
+from ldm.project import shipped, shown
 
-SHIPPED = SPRITEWORLD / "editor.safetensors"
-EXAMPLE = SPRITEWORLD / "pictures" / "wolf" / "01.png"
 SETTINGS = ("steps", "sampler", "spacing", "resolution", "keep_size", "guidance_interval", "negative")
 
 
@@ -29,7 +28,9 @@ def parser() -> cli.Parser:
     samplers = "euler_a, euler, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc"
     p.add_argument("--sampler", help=f"{samplers}; default: the checkpoint's own, else euler_a")
     p.add_argument("--spacing", choices=("auto", "uniform", "karras"), help="default: the checkpoint's, else auto")
-    p.add_argument("--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels to guide at")
+    p.add_argument(
+        "--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels to guide at, of 0.03 to 14.6"
+    )
     p.add_argument("--negative", help="text that takes the place of the empty one in guidance")
     p.add_argument("--resolution", type=int, help="working size, longer side; default: the checkpoint's own, else 512")
     p.add_argument("--keep-size", type=cli.yes_or_no, help="give the photo's size back (true|false); default: true")
@@ -50,8 +51,9 @@ def parse() -> argparse.Namespace:
     p = parser()
     args = p.parse_args()
     if len(sys.argv) == 1:
-        args.input, args.edit = [str(EXAMPLE)], ["replace the wolf with a dog"]
-        logging.info("no arguments: editing %s, “%s”", shown(EXAMPLE), args.edit[0])
+        example = shipped("pictures/wolf/01.png")
+        args.input, args.edit = [str(example)], ["replace the wolf with a dog"]
+        logging.info("no arguments: editing %s, “%s”", shown(example), args.edit[0])
     if not args.show_recipe and not (args.input and args.edit):
         p.error("--input and --edit are needed, or --show-recipe FILE alone")
     p.alone(args, "show_recipe")
@@ -59,8 +61,8 @@ def parse() -> argparse.Namespace:
         if None not in (getattr(args, f"cfg_{name}"), getattr(args, f"sweep_cfg_{name}")):
             logging.warning("--cfg-%s has no effect beside --sweep-cfg-%s, which names the scales", name, name)
     if args.ckpt is None and not args.show_recipe:
-        args.ckpt = str(SHIPPED)
-        logging.info("no --ckpt given: using the small sprite-world editor %s", shown(SHIPPED))
+        args.ckpt = str(shipped("editor.safetensors"))
+        logging.info("no --ckpt given: using the small sprite-world editor %s", shown(Path(args.ckpt)))
     args.seed = random.randint(0, 100000) if args.seed is None else args.seed
     return args
 

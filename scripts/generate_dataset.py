@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from ldm import cli
-from ldm.project import CONFIGS, LOGS, SPRITEWORLD
+from ldm.project import CONFIGS, LOGS, SPRITEWORLD, shipped
 
 SHIPPED = {
     "ckpt": SPRITEWORLD / "editor.safetensors",
@@ -40,14 +40,14 @@ def parser() -> cli.Parser:
     p.add_argument("--config", help="YAML with the edit's settings and the gates' thresholds")
     p.add_argument("--cfg-text", type=float, help="text guidance scale")
     p.add_argument("--cfg-image", type=float, help="image guidance scale")
-    p.add_argument("--steps", type=int)
-    p.add_argument("--sampler")
+    p.add_argument("--steps", type=int, help="sampling steps; default: the config's")
+    p.add_argument("--sampler", help="default: the config's")
     p.add_argument("--resolution", type=int, help="working size of the longer side")
     p.add_argument("--clip", metavar="FOLDER", help="a CLIP, for two more gates: like its input, and what was asked")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--batch-size", type=int, default=1)
+    p.add_argument("--seed", type=int, default=0, help="of the first pair (default 0)")
+    p.add_argument("--batch-size", type=int, default=1, help="pictures edited at once (default 1)")
     p.add_argument("--vae-ckpt", help="take the first stage from this file instead")
-    p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"))
+    p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="auto: EMA where the file has it")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
     return p
@@ -57,6 +57,7 @@ def parse() -> argparse.Namespace:
     p = parser()
     args = p.parse_args()
     if args.photos is None and args.ckpt is None:
+        shipped("editor.safetensors")
         for name, value in SHIPPED.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)

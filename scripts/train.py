@@ -13,7 +13,7 @@ def parser() -> cli.Parser:
     p.add_argument(
         "config", nargs="?", help="YAML file; default: v1-finetune_unfrozen.yaml with --ckpt, else the sprite world's"
     )
-    p.add_argument("overrides", nargs="*", help="key.sub=value, over the file")
+    p.add_argument("overrides", nargs="*", help="key.sub=value over the file, like training.max_steps=1000")
     p.add_argument("--data", help="folder that generate_dataset.sh made")
     p.add_argument("--ckpt", help="checkpoint to start from")
     p.add_argument("--identifier", help="rare word for the subject; default sks")

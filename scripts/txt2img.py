@@ -2,11 +2,11 @@
 
 import argparse
 import logging
+from pathlib import Path
 
 from ldm import cli
-from ldm.project import SPRITEWORLD, shown
+from ldm.project import shipped, shown
 
-SHIPPED = SPRITEWORLD / "text-to-image.safetensors"
 SETTINGS = ("scale", "steps", "sampler", "spacing", "width", "height", "negative")
 
 
@@ -17,8 +17,8 @@ def parser() -> cli.Parser:
     p.add_argument("--ckpt", help="default: the shipped sprite-world model")
     p.add_argument("--class-images", type=int, metavar="N", help="fill --output with N pictures of the one prompt")
     p.add_argument("--num-samples", type=int, default=1, help="pictures of each prompt, seeds counting up")
-    p.add_argument("--batch-size", type=int, default=1)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--batch-size", type=int, default=1, help="pictures at once (default 1)")
+    p.add_argument("--seed", type=int, default=0, help="of the first picture (default 0)")
     p.add_argument("--scale", type=float, help="guidance scale; default: the checkpoint's own, else 7.5")
     p.add_argument("--negative", help="text that takes the place of the empty one in guidance")
     p.add_argument("--steps", type=int, help="default: the checkpoint's own, else 50")
@@ -26,7 +26,7 @@ def parser() -> cli.Parser:
     p.add_argument("--sampler", help=f"{samplers}; default: the checkpoint's own, else ddim")
     p.add_argument("--spacing", choices=("auto", "uniform", "karras"), help="default: the checkpoint's, else auto")
     p.add_argument("--width", type=int, help="default: the checkpoint's own, else 512")
-    p.add_argument("--height", type=int)
+    p.add_argument("--height", type=int, help="default: the checkpoint's own, else 512")
     p.add_argument("--config", help="YAML; default: the checkpoint's own, or told by its shapes")
     p.add_argument("--vae-ckpt", help="take the first stage from this file instead")
     p.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"))
@@ -38,8 +38,8 @@ def parser() -> cli.Parser:
 def parse() -> argparse.Namespace:
     args = parser().parse_args()
     if args.ckpt is None:
-        args.ckpt = str(SHIPPED)
-        logging.info("no --ckpt given: using the small sprite-world model %s", shown(SHIPPED))
+        args.ckpt = str(shipped("text-to-image.safetensors"))
+        logging.info("no --ckpt given: using the small sprite-world model %s", shown(Path(args.ckpt)))
     return args
 
 
