@@ -29,7 +29,7 @@ def parser() -> cli.Parser:
     p.add_argument("--sampler", help=f"{samplers}; default: the checkpoint's own, else euler_a")
     p.add_argument("--spacing", choices=("auto", "uniform", "karras"), help="default: the checkpoint's, else auto")
     p.add_argument(
-        "--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels to guide at, of 0.03 to 14.6"
+        "--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels (0.03 to 14.6)"
     )
     p.add_argument("--negative", help="text that takes the place of the empty one in guidance")
     p.add_argument("--resolution", type=int, help="working size, longer side; default: the checkpoint's own, else 512")

@@ -6,7 +6,7 @@ from PIL import Image, ImageOps
 
 from ldm.data.check import CheckRequest, check_dataset, check_identifier, check_pairs, correlation
 from ldm.modules.text import encode_words
-from ldm.spriteworld.world.scene import draw, random_scene, swap
+from ldm.project import SPRITEWORLD
 
 
 @pytest.fixture
@@ -16,9 +16,10 @@ def folder(tmp_path):
     root.mkdir()
     for i in range(6):
         rng = np.random.default_rng([5, i])
-        scene = random_scene(rng, animal="wolf", style="day")
-        draw(scene, 96).save(root / f"{i}_0.png")
-        draw(swap(scene, "dog", rng), 96).save(root / f"{i}_1.png")
+        wolf = Image.open(SPRITEWORLD / "pictures" / "wolf" / f"{i + 1:02d}.png").convert("RGB").resize((96, 96))
+        wolf.save(root / f"{i}_0.png")
+        wolf.paste(tuple(rng.integers(256, size=3).tolist()), (30, 30, 66, 90))  # what is changed of it
+        wolf.save(root / f"{i}_1.png")
     return root
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 from ldm.data.encoded import EncodedPairs, encode_pairs
 from ldm.data.instructions import INSTANCE_TEMPLATES, check_templates, fill
 from ldm.data.personalized_edit import PersonalizedEdit
-from ldm.spriteworld.experiments.original_pairs import OriginalPairs
 
 
 def ramp(width: int, height: int, blue: int = 0) -> np.ndarray:
@@ -363,18 +362,3 @@ def test_held_out_pairs_are_encoded_in_their_order(tmp_path):
 
 
 # The original's defects, kept for ablations
-
-
-def test_the_originals_pairs_are_mirrored_apart_and_squashed(tmp_path):
-    root = write_pairs(tmp_path / "pairs", 2)
-    data = OriginalPairs(root, class_word="dog", source_word="wolf", size=16)
-    together = set()
-    for visit in range(40):
-        item = data.item(0, visit)
-        assert item["input"].shape == item["edited"].shape == (3, 16, 16)
-        together.add((mirrored(item["input"]), mirrored(item["edited"])))
-        whole = [float(side[0].max() - side[0].min()) for side in (item["input"], item["edited"])]
-        assert min(whole) > 1.7  # the ramp from edge to edge: nothing was cut off
-    assert together == {(False, False), (False, True), (True, False), (True, True)}
-    with pytest.raises(ValueError, match="cache_latents=false"):
-        EncodedPairs(data, encode)

@@ -1,13 +1,13 @@
 """A small editor and the pairs of one subject, to personalise in seconds."""
 
-import numpy as np
+import shutil
+
 import pytest
 import torch
 
 from ldm.checkpoint.save import save_checkpoint
 from ldm.config import instantiate_from_config
-from ldm.project import CONFIGS
-from ldm.spriteworld.world.scene import draw, subject_scene, swap
+from ldm.project import CONFIGS, SPRITEWORLD
 from ldm.training.settings import load_training_config
 
 SMALL = [
@@ -33,15 +33,14 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Ten instance pairs (photos of biscuit, wolves as inputs) and seven regularization pairs."""
+    """Ten instance pairs (photos of biscuit, wolves as inputs) and seven regularization pairs, of shipped pictures."""
     root = tmp_path_factory.mktemp("pairs")
-    for folder, n in (("training", 10), ("regularization", 7)):
+    sides = {"training": ("pictures/wolf", "subjects/biscuit"), "regularization": ("pictures/wolf", "pictures/dog")}
+    for (folder, places), n in zip(sides.items(), (10, 7), strict=True):
         (root / folder).mkdir()
         for i in range(n):
-            rng = np.random.default_rng([n, i])
-            after = subject_scene(rng, "biscuit")
-            draw(swap(after, "wolf", rng)).save(root / folder / f"{i}_0.png")
-            draw(after if n == 10 else swap(after, "dog", rng)).save(root / folder / f"{i}_1.png")
+            for side, place in enumerate(places):
+                shutil.copy(SPRITEWORLD / place / f"{i + 1:02d}.png", root / folder / f"{i}_{side}.png")
     return root
 
 

@@ -30,6 +30,7 @@ def first_stage_config(**training):
     config.model.params.ddconfig.num_groups = 8
     config.model.params.scheduler_config.params.warm_up_steps = 1
     config.data.params.batch_size = 2
+    config.data.params.train = {"target": "tests.training.datasets.Pictures"}
     defaults = {"max_steps": 6, "precision": "fp32", "sheet_every": 0, "sheet": None, "save_every": 3, "log_every": 1}
     return OmegaConf.merge(config, {"training": {**defaults, **training}})
 
@@ -47,7 +48,7 @@ def editor_config(**training):
     params.scheduler_config.params.warm_up_steps = 1
     config.data.params.batch_size = 4
     config.data.params.num_workers = 0  # the first stage's runs have workers
-    config.data.params.train.params.length = 8
+    config.data.params.train = {"target": "tests.training.datasets.Triplets"}
     defaults = {"max_steps": 4, "precision": "fp32", "sheet_every": 0, "save_every": 2, "log_every": 1}
     return OmegaConf.merge(config, {"training": {**defaults, "cache_latents": False, **training}})
 
@@ -105,9 +106,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(make, tmp_pat
 
 def text_to_image_config(**training):
     config = editor_config(**training)
-    whole = load_config(SPRITEWORLD / "text-to-image.yaml")
-    config.data.params.train = whole.data.params.train
-    config.data.params.train.params.length = 8
+    config.data.params.train = {"target": "tests.training.datasets.Captions"}
     for name in ("dropout_image", "dropout_both", "change_weight"):
         del config.model.params.objective_config[name]
     config.model.params.conditioning_key = "crossattn"
@@ -127,7 +126,7 @@ def test_a_short_training_from_nothing_lowers_the_loss(make, tmp_path):
 
 def test_a_first_stage_learns_and_leaves_a_complete_folder(tmp_path):
     config = first_stage_config(max_steps=20, keep_at=[10, 20], sheet_every=20)
-    config.training.sheet = {"target": "ldm.spriteworld.world.grids.ReconstructionSheet", "params": {"scenes": 2}}
+    config.training.sheet = {"target": "tests.training.datasets.Sheet"}
     run = train(config, "learns", tmp_path)
     found = losses(run)
     assert sum(found[-5:]) < 0.9 * sum(found[:5])

@@ -7,10 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.checkpoint.read import read_checkpoint
-from ldm.config import load_config
-from ldm.inference.settings import EditSettings
-from ldm.spriteworld.world.grids import EditSheet
 from ldm.training import sheets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,19 +64,3 @@ def test_a_split_that_does_not_exist(tmp_path):
         sheets.TripletSheet(triplets(tmp_path / "set", 4), split="dev")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         sheets.TripletSheet(str(tmp_path / "nowhere"))
-
-
-def test_training_looks_at_itself_at_the_scales_that_its_weights_recommend():
-    """Those of the frozen editor, of what has learned from it, of the sheets and the drift are one pair."""
-    editor, personal = (
-        load_config(CONFIGS / name).training for name in ("instruct-pix2pix.yaml", "instruct2dream.yaml")
-    )
-    shown = [
-        EditSheet(**(editor.sheet.params or {})).settings,
-        EditSettings(**personal.sheet.params.settings),
-        EditSettings(**personal.drift.params.settings),
-        EditSettings(**personal.edit_defaults),
-        EditSettings.of_checkpoint(read_checkpoint(DATA / "editor.safetensors").metadata),
-    ]
-    wanted = (editor.edit_defaults.text_scale, editor.edit_defaults.image_scale)
-    assert [(settings.text_scale, settings.image_scale) for settings in shown] == [wanted] * len(shown)

@@ -2,16 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
 from ldm.data.datamodule import PairDataModule
-from ldm.data.images import to_images
+from ldm.data.images import open_rgb, to_images, to_tensor
 from ldm.data.personalized import PersonalizedImages
-from ldm.project import CONFIGS
-from ldm.spriteworld.judging.editor import pictures
-from ldm.spriteworld.world.scene import random_scene, subject_scene
+from ldm.project import CONFIGS, SPRITEWORLD
 from ldm.training import text_drift
 from ldm.training.run import train
 from ldm.training.settings import load_training_config
@@ -20,15 +17,13 @@ from tests.training.conftest import SMALL
 PHOTOS = CONFIGS.parent / "data" / "spriteworld" / "subjects" / "biscuit"
 
 
-def drawn(make, n=12):
-    return pictures([make(np.random.default_rng([5, i])) for i in range(n)])
+def shipped(place):
+    return to_tensor([open_rgb(path) for path in sorted((SPRITEWORLD / place).glob("*.png"))])
 
 
 @pytest.fixture(scope="module")
 def worlds():
-    subject = drawn(lambda rng: subject_scene(rng, "biscuit", style="day", hat=None))
-    dogs = drawn(lambda rng: random_scene(rng, animal="dog", style="day", hat=None))
-    return subject, dogs
+    return shipped("subjects/biscuit"), shipped("pictures/dog")
 
 
 def monitor(tmp_path, **more):
