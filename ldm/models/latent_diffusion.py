@@ -91,15 +91,14 @@ class LatentDiffusion(pl.LightningModule):
 
         scale_factor: multiplies the latent that is diffused (not ``c_concat``). weights: "ema", "raw" or "auto",
         which copy of the UNet to load. The rest is for training: unet_trainable and cond_stage_trainable say what
-        learns, objective_config how it is weighed (see ``Objective``). Raises UserError for what makes no sense, or a
-        checkpoint that does not fit.
+        learns, objective_config how (see ``Objective``). Raises UserError for what makes no sense or does not fit.
         """
         super().__init__()
         if conditioning_key not in CONDITIONING_KEYS:
             raise UserError(f"unknown conditioning_key '{conditioning_key}'; known: {', '.join(CONDITIONING_KEYS)}")
         self.parameterization = check_parameterization(parameterization)
         self.conditioning_key = conditioning_key
-        if not isinstance(scale_factor, (int, float)) or not scale_factor > 0:
+        if not scale_factor > 0:
             raise UserError(f"scale_factor is {scale_factor!r}; a number above 0 is expected")
         self.scale_factor = scale_factor
         self.cond_stage_trainable = cond_stage_trainable
@@ -107,22 +106,22 @@ class LatentDiffusion(pl.LightningModule):
         self.model = DiffusionWrapper(instantiate_from_config(unet_config), conditioning_key)
         self.first_stage_model = instantiate_from_config(first_stage_config).requires_grad_(False)
         self.cond_stage_model = instantiate_from_config(cond_stage_config).requires_grad_(cond_stage_trainable)
-        if not any(True for _ in self.cond_stage_model.parameters()):
-            kind = type(self.cond_stage_model).__name__
-            raise UserError(f"cond_stage_config builds a {kind}, which has no weights: a text encoder is expected")
         self.model.requires_grad_(unet_trainable)
-        self.learning_rate, self.optimizer_config, self.scheduler_config = (
-            learning_rate,
-            optimizer_config,
-            scheduler_config,
-        )
+        self.learning_rate = learning_rate
+        self.optimizer_config, self.scheduler_config = optimizer_config, scheduler_config
         self.objective = settings(Objective, objective_config, "model.params.objective_config")
-        self._check_channels()
+        self._check_parts()
         if ckpt_path is not None:
             logger.info(self.load_checkpoint(ckpt_path, weights).summary())
         self.model_ema = LitEma(self.model, ema_decay) if use_ema else None
 
-    def _check_channels(self) -> None:
+    def _check_parts(self) -> None:
+        """Raise UserError for parts that do not fit together."""
+        if not any(True for _ in self.cond_stage_model.parameters()):
+            kind = type(self.cond_stage_model).__name__
+            raise UserError(f"cond_stage_config builds a {kind}, which has no weights: a text encoder is expected")
+        if not self.learning_rate >= 0:
+            raise UserError(f"model.params.learning_rate is {self.learning_rate!r}; a number from 0 is expected")
         unet, latent = self.model.diffusion_model, self.first_stage_model.embed_dim
         expected = latent * (2 if self.model.concatenates else 1)
         if (unet.in_channels, unet.out_channels) != (expected, latent):
