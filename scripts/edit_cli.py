@@ -28,9 +28,7 @@ def parser() -> cli.Parser:
     samplers = "euler_a, euler, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc"
     p.add_argument("--sampler", help=f"{samplers}; default: the checkpoint's own, else euler_a")
     p.add_argument("--spacing", choices=("auto", "uniform", "karras"), help="default: the checkpoint's, else auto")
-    p.add_argument(
-        "--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels (0.03 to 14.6)"
-    )
+    p.add_argument("--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="noise levels (0.03 to 14.6)")
     p.add_argument("--negative", help="text that takes the place of the empty one in guidance")
     p.add_argument("--resolution", type=int, help="working size, longer side; default: the checkpoint's own, else 512")
     p.add_argument("--keep-size", type=cli.yes_or_no, help="give the photo's size back (true|false); default: true")

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ldm.checkpoint.diffusers_format import UNET
-from ldm.checkpoint.load import LoadReport, average_of, compare
+from ldm.checkpoint.load import LoadReport, average_of, compare_keys
 from ldm.checkpoint.read import Checkpoint
 from ldm.config import instantiate_from_config, load_config, plain
 from ldm.errors import UserError
@@ -75,7 +75,7 @@ def misfits(checkpoint: Checkpoint, config: Path) -> list[str]:
     if model is None:
         return []
     raw = any(name.startswith(UNET) for name in checkpoint.tensors)
-    report, _ = compare(model, checkpoint, "raw" if raw or not checkpoint.has_ema else "auto")
+    report, _ = compare_keys(model, checkpoint, "raw" if raw or not checkpoint.has_ema else "auto")
     titles = ("missing", "mismatched", "unexpected")
     problems = [f"{title} {name}" for title in titles for name in sorted(getattr(report, title))]
     if checkpoint.has_ema:
@@ -101,9 +101,9 @@ def _structure(config: Path) -> nn.Module | None:
 
 def _held_against(model: nn.Module, checkpoint: Checkpoint) -> LoadReport:
     raw = any(name.startswith(UNET) for name in checkpoint.tensors)
-    report, _ = compare(model, checkpoint, "raw" if raw else "auto")
+    report, _ = compare_keys(model, checkpoint, "raw" if raw else "auto")
     if raw and checkpoint.has_ema:
-        compare(model, checkpoint, "auto")  # what an edit loads; half of the averages missing is an error
+        compare_keys(model, checkpoint, "auto")  # what an edit loads; half of the averages missing is an error
     return report
 
 

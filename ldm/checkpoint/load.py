@@ -94,9 +94,9 @@ def load_into(
     """Put a checkpoint's tensors into a model; a model on the meta device receives them as its own, one copy.
 
     dtype_of: the type that a parameter gets on the meta device, by name (default: fp32). Raises ValueError if any
-    parameter is missing or mis-shaped; the line names the first, ``compare`` gives all.
+    parameter is missing or mis-shaped; the line names the first, ``compare_keys`` gives all.
     """
-    report, accepted = compare(model, checkpoint, weights)
+    report, accepted = compare_keys(model, checkpoint, weights)
     if report.missing or report.mismatched:
         more = max(len(report.missing), len(report.mismatched), len(report.unexpected)) > LISTED
         hint = "; scripts/inspect_checkpoint.py --keys lists every key" if more else ""
@@ -105,7 +105,7 @@ def load_into(
     return report
 
 
-def compare(
+def compare_keys(
     model: nn.Module, checkpoint: Checkpoint, weights: str = "auto"
 ) -> tuple[LoadReport, dict[str, torch.Tensor]]:
     """Hold a checkpoint against a model: the report of every key, and the tensors that fit, by the model's names."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.config import instantiate_from_config
 from ldm.data.augment import Size
-from ldm.data.order import StepSampler, Streams
+from ldm.data.order import StepSampler, StreamSampler
 from ldm.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class PairDataModule(pl.LightningDataModule):
         where = {"seed": self.seed, "start": self.start_batch, "rank": rank, "world": world}
         return DataLoader(
             _Keyed(self.streams),
-            batch_sampler=Streams(lengths, self.batch_sizes, self.total_batches, **where),
+            batch_sampler=StreamSampler(lengths, self.batch_sizes, self.total_batches, **where),
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),

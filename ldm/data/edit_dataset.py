@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ldm.data.augment import JointCrop, Size, to_common_aspect
-from ldm.data.entries import Visited
+from ldm.data.entries import EntryDataset
 from ldm.data.images import open_rgb, to_tensor
 from ldm.data.pairs import Pair, find_pairs
 from ldm.errors import MissingFileError, UserError
@@ -25,7 +25,7 @@ COLUMNS = {
 }
 
 
-class EditDataset(Visited):
+class EditDataset(EntryDataset):
     """Triplets: ``input`` and ``edited`` under one flip and crop, and the instruction. Upstream's parameter names."""
 
     def __init__(

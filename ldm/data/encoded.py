@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.augment import Size
 from ldm.data.datamodule import collate
-from ldm.data.entries import Visited
+from ldm.data.entries import EntryDataset
 from ldm.errors import UserError
 from ldm.files import content_hash, replacing, write_json
 
@@ -102,7 +102,7 @@ class EncodedPairs:
     Mirrored pictures are encoded by themselves: the encoder does not commute with mirroring.
     """
 
-    def __init__(self, dataset: Visited, encode: Encode, batch_size: int = 8, sizes: Sequence[Size] | None = None):
+    def __init__(self, dataset: EntryDataset, encode: Encode, batch_size: int = 8, sizes: Sequence[Size] | None = None):
         """encode: from pictures to mean and log-variance. sizes: that items will be asked for, default the view's own.
         Raises ValueError where crops are random: their latents cannot be kept."""
         if not dataset.fixed:
@@ -134,7 +134,7 @@ class EncodedPairs:
 
 @torch.no_grad()
 def encode_pairs(
-    dataset: Visited,
+    dataset: EntryDataset,
     entries: list[Any],
     flip: bool,
     encode: Encode,

@@ -18,7 +18,7 @@ from ldm.errors import UserError
 FEWEST = 8  # photos below which none is held out
 
 
-class Visited(Dataset, ABC):
+class EntryDataset(Dataset, ABC):
     """Entries of one stream. An item is a pure function of (seed, index, visit): flip, crop and wording are drawn anew
     at each visit."""
 

@@ -49,7 +49,7 @@ class StepSampler(Sampler[list[int]]):
         return int(self._order[place])
 
 
-class Streams(Sampler[list[tuple[str, int, int]]]):
+class StreamSampler(Sampler[list[tuple[str, int, int]]]):
     """Batches from several streams side by side: each gives its own number of items to every batch.
 
     Keys are (stream, item, visit): a stream shorter than another starts its next visit by itself.

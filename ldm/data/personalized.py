@@ -10,7 +10,7 @@ import torch
 
 from ldm.data import instructions as words
 from ldm.data.augment import JointCrop, Size
-from ldm.data.entries import Visited
+from ldm.data.entries import EntryDataset
 from ldm.data.images import SUFFIXES, open_rgb, to_tensor
 from ldm.errors import MissingFileError, UserError
 
@@ -18,7 +18,7 @@ INSTANCE_CAPTIONS = ("a {identifier} {class_word}",)
 CLASS_CAPTIONS = ("a {class_word}",)
 
 
-class PersonalizedImages(Visited):
+class PersonalizedImages(EntryDataset):
     """Photos of one stream: ``edited`` (the picture to aim at) and a caption."""
 
     def __init__(

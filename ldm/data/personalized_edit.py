@@ -10,13 +10,13 @@ import torch
 
 from ldm.data import instructions as words
 from ldm.data.augment import JointCrop, Size, to_common_aspect
-from ldm.data.entries import Visited
+from ldm.data.entries import EntryDataset
 from ldm.data.images import open_rgb, to_tensor
 from ldm.data.pairs import Pair, find_pairs, read_manifest
 from ldm.errors import UserError
 
 
-class PersonalizedEdit(Visited):
+class PersonalizedEdit(EntryDataset):
     """Pairs of one stream: ``input`` and ``edited`` under one flip and crop, and an instruction."""
 
     def __init__(
@@ -43,7 +43,7 @@ class PersonalizedEdit(Visited):
         class_word, source_word: default: the manifest's; a pair's own source word in the manifest wins. templates:
         sentences with {identifier} {class_word} {source_word}; default upstream's. reg: these are regularization
         pairs: no identifier in their sentences. size, min_resize, max_resize, crop, flip, aspect_buckets: see
-        ``JointCrop``; repeats, held_out, limit: see ``Visited``.
+        ``JointCrop``; repeats, held_out, limit: see ``EntryDataset``.
         Raises FileNotFoundError or ValueError for what is missing or makes no sense.
         """
         pairs, known = find_pairs(data_root), read_manifest(Path(data_root))

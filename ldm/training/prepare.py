@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.save import weights_hash
 from ldm.config import instantiate_from_config, plain
 from ldm.data.check import check_identifier
@@ -24,11 +23,12 @@ from ldm.training.settings import TrainSettings
 logger = logging.getLogger(__name__)
 
 
-def build_data(config: DictConfig, settings: TrainSettings, model: Any, logs: Path, last: Path | None) -> Any:
+def build_data(config: DictConfig, settings: TrainSettings, model: Any, logs: Path, done: int = 0) -> Any:
     """Return the data module of a run.
 
-    settings: the ``training`` section; with ``cache_latents`` the model's first stage encodes the pictures now. last:
-    the checkpoint that the run goes on from, None for a new run. Raises ValueError for settings that do not fit.
+    config: of the whole run; settings: its ``training`` section; model: whose first stage encodes the pictures now,
+    with ``cache_latents``; logs: the folder of all runs, for encoded datasets; done: optimiser steps of an earlier part
+    of the run. Raises UserError for settings that do not fit.
     """
     data = instantiate_from_config(config["data"])
     for key in ("validate_every", "drift_every"):
@@ -52,9 +52,7 @@ def build_data(config: DictConfig, settings: TrainSettings, model: Any, logs: Pa
             data.dataset = cached(data.dataset, encode, logs / "cache", key, num_workers=data.num_workers)
         data.num_workers = 0
     data.total_batches = settings.max_steps * settings.accumulate
-    if last is not None:
-        done = read_checkpoint(last).metadata.get("global_step", 0)
-        data.start_batch = int(done) * settings.accumulate
+    data.start_batch = done * settings.accumulate
     return data
 
 

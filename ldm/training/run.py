@@ -51,28 +51,25 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
     """Train as the config says and return the run folder; None in a process that is not the first, which writes none.
 
     config: ``model``, ``data`` and ``training`` sections. resume: a run folder to continue; the config is then the
-    one kept there. Raises ValueError or FileNotFoundError for what does not fit, before anything is trained.
+    one kept there. name: of the new run's folder, after the time; logs: where it goes. Raises UserError for what does
+    not fit, before anything is trained.
     """
     config = OmegaConf.create(plain(config))
     settings = TrainSettings.of(config)
     precision = choose_precision(settings.precision, choose_device(), training=True)
     _check_together(config, settings, precision)
-    last = None
+    last, done = (None, 0) if resume is None else _last_of(resume, config)
     # only the first process writes
     folder = logs / (f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}" if rank_zero_only.rank == 0 else name)
     if resume is not None:
         folder, logs = resume, resume.parent
-        last = folder / "checkpoints" / "last.ckpt"
-        if not last.is_file():
-            raise MissingFileError(f"run '{resume}' has no checkpoints/last.ckpt to resume from")
-        _check_unchanged(config, last)
     pl.seed_everything(settings.seed, verbose=False)
     logger.info(estimate(config))
     model = instantiate_from_config(config["model"])
     model.run_seed = settings.seed
     if torch.cuda.is_available():  # on a CPU, group norm's backward is several times slower in that layout
         model.to(memory_format=torch.channels_last)
-    data = build_data(config, settings, model, logs, last)
+    data = build_data(config, settings, model, logs, done)
     trainer = _trainer(config, settings, folder, precision, data)  # before there is a folder: it may refuse
     if rank_zero_only.rank == 0:
         if resume is None:
@@ -155,18 +152,25 @@ def _fixed(config: DictConfig) -> dict[str, Any]:
     return {"model": {**whole["model"], "params": params}, "data": whole["data"], "training": steps}
 
 
-def _check_unchanged(config: DictConfig, last: Path) -> None:
-    """Raise UserError if a run was begun with another model or other data than its config now says."""
-    before = read_checkpoint(last).metadata.get("run_config")
-    if before is None:
-        return
-    before, now = as_written_today(before), as_written_today(_fixed(config))
-    now = {section: now[section] for section in before if section in now}
-    if before != now:
-        raise UserError(
-            f"the run was begun with another config: {_first_difference(before, now)}; put its config.yaml back, or "
-            "begin a new run with model.params.ckpt_path set to what this one kept"
-        )
+def _last_of(run: Path, config: DictConfig) -> tuple[Path, int]:
+    """Return a run's full checkpoint and the optimiser steps done in it.
+
+    Raises UserError if there is none, or if it was begun with another model or data than its config now says.
+    """
+    last = run / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        raise MissingFileError(f"run '{run}' has no checkpoints/last.ckpt to resume from")
+    metadata = read_checkpoint(last).metadata
+    before = metadata.get("run_config")
+    if before is not None:
+        before, now = as_written_today(before), as_written_today(_fixed(config))
+        now = {section: now[section] for section in before if section in now}
+        if before != now:
+            raise UserError(
+                f"the run was begun with another config: {_first_difference(before, now)}; put its config.yaml back, "
+                "or begin a new run with model.params.ckpt_path set to what this one kept"
+            )
+    return last, int(metadata.get("global_step", 0))
 
 
 def _first_difference(a: Any, b: Any, path: str = "") -> str:

@@ -145,7 +145,7 @@ def test_sizes_that_a_step_cannot_have_are_refused_before_it(tmp_path, train, re
     settings = TrainSettings(max_steps=1)
     config = data_of(tmp_path, train, reg)
     if said is None:
-        assert build_data(config, settings, model, tmp_path, None).total_batches == 1
+        assert build_data(config, settings, model, tmp_path).total_batches == 1
     else:
         with pytest.raises(ValueError, match=said):
-            build_data(config, settings, model, tmp_path, None)
+            build_data(config, settings, model, tmp_path)

@@ -13,14 +13,14 @@ from PIL import Image
 
 from ldm.config import instantiate_from_config
 from ldm.data.datamodule import PairDataModule
-from ldm.data.order import Streams
+from ldm.data.order import StreamSampler
 from ldm.data.personalized_edit import PersonalizedEdit
 
 SIZE = 8
 
 
 def keys(lengths: dict, sizes: dict, total: int, **where: int) -> list[list[tuple[str, int, int]]]:
-    return list(Streams(lengths, sizes, total, **where))
+    return list(StreamSampler(lengths, sizes, total, **where))
 
 
 def of(batches: list, name: str) -> list[tuple[int, int]]:
@@ -100,12 +100,12 @@ def test_a_restart_at_any_batch_gives_the_remainder():
     whole = keys(*setup, seed=2, rank=1, world=2)
     for start in (0, 1, 8, 24, 25):
         assert keys(*setup, seed=2, rank=1, world=2, start=start) == whole[start:]
-    assert len(Streams(*setup, seed=2, start=8)) == 25  # Lightning counts the batches that were done before
+    assert len(StreamSampler(*setup, seed=2, start=8)) == 25  # Lightning counts the batches that were done before
 
 
 def test_an_empty_stream_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
-        Streams({"instance": 3, "reg": 0}, {"instance": 1, "reg": 1}, 5)
+        StreamSampler({"instance": 3, "reg": 0}, {"instance": 1, "reg": 1}, 5)
 
 
 # The batches
