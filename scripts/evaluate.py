@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from ldm import cli
-from ldm.project import LOGS, ROOT
+from ldm.project import LOGS
 
 
 def parser() -> cli.Parser:
@@ -23,8 +23,8 @@ def parser() -> cli.Parser:
     p.add_argument("--clip", metavar="FOLDER", help="CLIP; default: openai/clip-vit-base-patch32 in the hub's cache")
     p.add_argument("--lpips", nargs=2, metavar=("ALEXNET", "LINEAR"), help="weights of LPIPS")
     p.add_argument("--batch-size", type=int, help="pictures made at once; default: the suite's")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: auto")
-    p.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), help="default: auto")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
     p.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results of one suite: B minus A")
     return p
 
@@ -35,9 +35,6 @@ def parse() -> argparse.Namespace:
     p.alone(args, "compare")
     if not args.compare and not (args.suite and args.methods):
         p.error("give a suite and --methods NAME=RUN ..., or --compare A B")
-    if args.batch_size is not None and args.batch_size < 1:
-        p.error("--batch-size must be at least 1")
-    args.device, args.precision = args.device or "auto", args.precision or "auto"
     return args
 
 
@@ -48,10 +45,20 @@ def main() -> int:
 
         print(compare(*args.compare))
         return 0
-    from ldm.evaluation.evaluate_job import run_suite
+    from ldm.evaluation.evaluate import SuiteRequest, run_suite
 
-    output = args.output or LOGS / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_evaluate-{args.suite.stem}"
-    print(run_suite(args, output, ROOT))
+    request = SuiteRequest(
+        suite=args.suite,
+        methods=tuple(args.methods),
+        output=args.output or LOGS / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_evaluate-{args.suite.stem}",
+        dino=args.dino,
+        clip=args.clip,
+        lpips=args.lpips and tuple(args.lpips),
+        batch_size=args.batch_size,
+        device=args.device,
+        precision=args.precision,
+    )
+    print(run_suite(request))
     return 0
 
 

@@ -172,6 +172,13 @@ def small(photo: Image.Image, resolution: int) -> Image.Image:
     return resize(photo, tuple(max(1, round(side * factor)) for side in photo.size))
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the picture files that lie in a folder, by their endings (``SUFFIXES``), sorted; hidden files, whose names
+    begin with a dot, are none."""
+    found = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in found if p.is_file())
+
+
 def find_photos(patterns: list[str]) -> list[Path]:
     """Return the pictures that files, folders and globs name, sorted within each. Raises FileNotFoundError."""
     photos: list[Path] = []
@@ -180,7 +187,7 @@ def find_photos(patterns: list[str]) -> list[Path]:
             raise UserError("--input has an empty name; give a photo, a folder or a glob")
         path = Path(pattern)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = pictures_in(path)
             if not inside:
                 raise MissingFileError(f"folder '{path}' holds no pictures ({', '.join(SUFFIXES)})")
             photos += inside

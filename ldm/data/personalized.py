@@ -11,7 +11,7 @@ import torch
 from ldm.data import instructions as words
 from ldm.data.augment import JointCrop, Size
 from ldm.data.entries import EntryDataset
-from ldm.data.images import SUFFIXES, open_rgb, to_tensor
+from ldm.data.images import SUFFIXES, open_rgb, pictures_in, to_tensor
 from ldm.errors import MissingFileError, UserError
 
 INSTANCE_CAPTIONS = ("a {identifier} {class_word}",)
@@ -48,7 +48,7 @@ class PersonalizedImages(EntryDataset):
         folder = Path(data_root)
         if not folder.is_dir():
             raise MissingFileError(f"folder of photos '{folder}' does not exist")
-        files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+        files = pictures_in(folder)
         if not files:
             raise MissingFileError(f"folder '{folder}' holds no pictures ({', '.join(SUFFIXES)})")
         if not class_word or not class_word.strip():

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ldm.config import settings
 from ldm.errors import MissingFileError, UserError
-from ldm.evaluation.metrics import MEASURES
+from ldm.evaluation.metrics import MEASURES, Measure
 from ldm.evaluation.statistics import bootstrap
+from ldm.files import read_json
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Return what an evaluation's folder (or its ``results.json``) holds. Raises FileNotFoundError or ValueError."""
+    """Return what an evaluation's folder (or its ``results.json``) holds. Raises UserError."""
     file = path / "results.json" if path.is_dir() else path
     if not file.is_file():
         raise MissingFileError(f"'{path}' has no results.json; give a folder that evaluate.py made")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{file}' cannot be read ({error})") from error
+    content = read_json(file)
     if not isinstance(content, dict) or "suite" not in content or not _are_records(content.get("records")):
         raise UserError(f"'{file}' is no result of evaluate.py")
     return content
@@ -39,6 +37,31 @@ def _are_records(records: Any) -> bool:
     )
 
 
+def columns_of(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Measure]:
+    """Return what is to be known of every measure of two results, in the order of their tables.
+
+    What a file says of its measures (digits, pairs, backbone) counts; an older one says nothing: then what the project
+    says of the field's measures, and ``Measure``'s defaults of any other. Raises UserError for what cannot be meant.
+    """
+    said = {**_said(second), **_said(first)}
+    found = dict.fromkeys(name for of in (first, second) for record in of["records"] for name in record["measures"])
+    order = dict.fromkeys([*_said(first), *said, *MEASURES, *found])
+    return {name: said.get(name) or MEASURES.get(name) or Measure(name) for name in order}
+
+
+def _said(content: dict[str, Any]) -> dict[str, Measure]:
+    """What a result's file says of its measures. Raises UserError for what cannot be meant."""
+    kept = ("digits", "pairs", "backbone")
+    measures = content.get("measures") or {}
+    try:
+        return {
+            name: settings(Measure, {"about": name, **{k: node[k] for k in kept if k in node}}, name)
+            for name, node in measures.items()
+        }
+    except (AttributeError, TypeError, UserError) as error:
+        raise UserError(f"what results.json says of its measures cannot be read ({error})") from error
+
+
 def compare(a: Path, b: Path) -> str:
     """Return a Markdown table of B minus A for every method and measure: the mean difference over the pictures that
     both have (same case, input picture and seed), with its paired 95 % bootstrap interval; a star where it excludes
@@ -46,55 +69,61 @@ def compare(a: Path, b: Path) -> str:
     stand the weights of both, the measures left out because their backbones differ, and whatever else the two were not
     made alike in.
 
-    Results from before the inputs were noted pair by case and number, with each other only. Raises ValueError for
+    Results from before the inputs were noted pair by case and number, with each other only. Raises UserError for
     different suites or no picture in common.
     """
     first, second = read_results(a), read_results(b)
     if first["suite"] != second["suite"]:
         raise UserError(f"'{a}' is of suite {first['suite']}, '{b}' of {second['suite']}: they cannot be compared")
     left, right = (_by_picture(content) for content in (first, second))
-    unlike = _unlike_backbones(first, second)
-    lines = ["| method | measure | A | B | B - A | pictures |", "|---|---|---|---|---|---|"]
-    for method in dict.fromkeys(key[0] for key in left):
-        for measure, about in MEASURES.items():
-            keys = [
-                key
-                for key, values in left.items()
-                if key[0] == method and measure in values and measure in right.get(key, {})
-            ]
-            if keys and about.backbone not in unlike:
-                x, y = (torch.tensor([of[key][measure] for key in keys], dtype=torch.float64) for of in (left, right))
-                clusters = [(key[1:3], key[3] if key[-1] is None else key[-1]) for key in keys]
-                change, d = bootstrap(y - x, clusters=clusters, pairs=about.pairs), about.digits
-                star = " *" if change.low > 0 or change.high < 0 else ""
-                span = f" [{change.low:+.{d}f}, {change.high:+.{d}f}]{star}" if change.known else ""
-                lines.append(
-                    f"| {method} | {measure} | {x.mean():.{d}f} | {y.mean():.{d}f} | {change.mean:+.{d}f}{span} | "
-                    f"{len(keys)} |"
-                )
-    if len(lines) == 2:
+    columns = columns_of(first, second)
+    unlike = _unlike_backbones(first, second, columns)
+    rows = [
+        row
+        for method in dict.fromkeys(key[0] for key in left)
+        for name, measure in columns.items()
+        if measure.backbone not in unlike and (row := _row(method, name, measure, left, right))
+    ]
+    if not rows:
         older = [str(path) for path, keys in ((a, left), (b, right)) if all(key[-1] is None for key in keys)]
         why = f": '{older[0]}' does not say which inputs it had; evaluate it again" if len(older) == 1 else ""
         raise UserError(f"'{a}' and '{b}' have no picture and measure in common{why}")
+    lines = ["| method | measure | A | B | B - A | pictures |", "|---|---|---|---|---|---|", *rows]
     notes = [f"- {title}: {line}" for title, content in (("A", first), ("B", second)) for line in _weights(content)]
     notes += [f"- left out: {line}" for line in unlike.values()]
     notes += [f"- not alike: {line}" for line in _differences(first, second)]
     return "\n".join([*lines, "", *notes])
 
 
-def _by_picture(content: dict[str, Any]) -> dict[tuple, dict[str, float]]:
+Pictures = dict[tuple, dict[str, float]]  # (method, subject, case, index, seed, input) -> measures
+
+
+def _row(method: str, name: str, measure: Measure, left: Pictures, right: Pictures) -> str:
+    """Return one method's line for one measure, "" if no picture has it in both."""
+    keys = [key for key, of in left.items() if key[0] == method and name in of and name in right.get(key, {})]
+    if not keys:
+        return ""
+    x, y = (torch.tensor([of[key][name] for key in keys], dtype=torch.float64) for of in (left, right))
+    clusters = [(key[1:3], key[3] if key[-1] is None else key[-1]) for key in keys]
+    change, d = bootstrap(y - x, clusters=clusters, pairs=measure.pairs), measure.digits
+    star = " *" if change.low > 0 or change.high < 0 else ""
+    span = f" [{change.low:+.{d}f}, {change.high:+.{d}f}]{star}" if change.known else ""
+    return f"| {method} | {name} | {x.mean():.{d}f} | {y.mean():.{d}f} | {change.mean:+.{d}f}{span} | {len(keys)} |"
+
+
+def _by_picture(content: dict[str, Any]) -> Pictures:
     fixed = ("method", "subject", "case", "index", "seed")
     return {(*(r[name] for name in fixed), r.get("input")): r["measures"] for r in content["records"]}
 
 
-def _unlike_backbones(first: dict[str, Any], second: dict[str, Any]) -> dict[str, str]:
+def _unlike_backbones(first: dict[str, Any], second: dict[str, Any], columns: dict[str, Measure]) -> dict[str, str]:
     """Return the backbones that both results have but that are not the same, with what to say of them."""
     unlike = {}
     for key, ours in (first.get("backbones") or {}).items():
         theirs = (second.get("backbones") or {}).get(key, ours)
         marks = [about.get("hash") for about in (ours, theirs)]
         if marks[0] != marks[1] if all(marks) else ours != theirs:
-            names = ", ".join(name for name, about in MEASURES.items() if about.backbone == key)
+            names = ", ".join(name for name, measure in columns.items() if measure.backbone == key)
             said = " and ".join(f"'{about.get('weights')}' ({about.get('preprocessing')})" for about in (ours, theirs))
             unlike[key] = f"{names}, measured by {said}"
     return unlike

@@ -65,9 +65,10 @@ class Wanted:
 def read_methods(given: Sequence[str], suite: Suite) -> list[Method]:
     """Return the methods that NAME=PATH or NAME:SUBJECT=PATH name; only the files' headers are read.
 
-    Raises FileNotFoundError or ValueError for unknown names, missing runs, duplicates, or weights of another kind.
+    Raises UserError for unknown names, missing runs, duplicates, or weights of another kind.
     """
     methods: list[Method] = []
+    opened: dict[str, Checkpoint] = {}
     for text in given:
         key, equals, path = text.partition("=")
         name, _, subject = key.partition(":")
@@ -79,7 +80,7 @@ def read_methods(given: Sequence[str], suite: Suite) -> list[Method]:
             raise UserError(f"--methods {key}: unknown subject; the suite has {', '.join(suite.subjects)}")
         if any(m.name == name and (not m.subject or not subject or m.subject == subject) for m in methods):
             raise UserError(f"method '{key}' is given twice; compare two runs of one method with --compare")
-        checkpoint = read_checkpoint(path)
+        checkpoint = opened[path] = opened[path] if path in opened else read_checkpoint(path)
         file = checkpoint.path
         _check_kind(name, checkpoint)
         _check_learned(name, subject, checkpoint, suite)
@@ -91,18 +92,18 @@ def read_methods(given: Sequence[str], suite: Suite) -> list[Method]:
 
 
 def _check_sides(name: str, checkpoint: Checkpoint, settings: EditSettings | TextSettings, suite: Suite) -> None:
-    """Raise ValueError now if the suite wants pictures of sides that the method's network cannot make."""
+    """Raise UserError now if the suite wants pictures of sides that the method's network cannot make."""
     if isinstance(settings, TextSettings) and {"width", "height"} & set(suite.settings.get(name, {})):
         with torch.device("meta"):
             grid = instantiate_from_config(without_checkpoints(config_for(checkpoint)["model"])).grid()
         try:
             settings.check_grid(grid)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{name} in settings of suite '{suite.name}': {error}") from error
 
 
 def _check_kind(name: str, checkpoint: Checkpoint) -> None:
-    """Raise ValueError if weights make pictures from text alone and the method edits, or the other way round."""
+    """Raise UserError if weights make pictures from text alone and the method edits, or the other way round."""
     first, last = (checkpoint.tensors.get(f"model.diffusion_model.{k}.weight") for k in ("input_blocks.0.0", "out.2"))
     if first is None or last is None:
         return  # what else is wrong with it, loading says
@@ -116,7 +117,7 @@ def _check_kind(name: str, checkpoint: Checkpoint) -> None:
 
 
 def _check_learned(name: str, subject: str, checkpoint: Checkpoint, suite: Suite) -> None:
-    """Raise ValueError if weights say that they learned another subject than the suite asks them for."""
+    """Raise UserError if weights say that they learned another subject than the suite asks them for."""
     learned = checkpoint.metadata.get("recipe") or {}
     for asked in (suite.subjects[subject],) if subject else suite.subjects.values():
         theirs = tuple(learned.get(key, getattr(asked, key)) for key in ("identifier", "class_word"))
@@ -138,7 +139,7 @@ def make_pictures(
     """Make and write every wanted picture that is not there yet with just this recipe; the model is loaded only if one
     is missing. progress: called with how many pictures are done.
 
-    Raises ValueError for a device or a precision that is not there.
+    Raises UserError for a device or a precision that is not there.
     """
     precision = choose_precision(precision, choose_device(device))
     recipes = [{**_recipe(method, w), "precision": precision} for w in wanted]
@@ -151,7 +152,7 @@ def make_pictures(
     load = ImageGenerator.from_checkpoint if text else ImageEditor.from_checkpoint
     try:
         model: Any = load(method.checkpoint, device=device, precision=precision)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"method {method.name}, '{method.path}': {error}") from error
     for batch in _batches(todo, wanted, batch_size):
         prompts, seeds = [wanted[i].prompt for i in batch], [wanted[i].seed for i in batch]

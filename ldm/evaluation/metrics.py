@@ -1,11 +1,11 @@
-"""The field's measures of edited pictures, and what is known of every measure in a report.
+"""The field's measures of edited pictures, and what a report says of every measure.
 
 Every function returns one figure per picture, ``(n,)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,53 +21,69 @@ LPIPS_SIZE = (256, 256)  # LPIPS depends on the scale: every method's pictures a
 
 @dataclass(frozen=True)
 class Measure:
-    """A column: what it says, which way is better ("high", "low", or "one" for nearest to 1), whose features it is made
-    of ("dino", "clip", "lpips", or "" for none of them), and whether it compares each picture with all the others."""
+    """A column of the tables.
+
+    about: what it says. better: "high", "low", or "one" (nearest to 1). digits: behind the point. backbone: whose
+    features it is made of ("dino", "clip", "lpips"; "" for none). pairs: it compares each picture with all the others.
+    prior: it is asked of plain class samples only. likeness: it compares with the subject's photos; of a photo itself,
+    with the others. before: the column of ``MEASURES`` that it stands before, "" for the end.
+    """
 
     about: str
     better: str = "high"
     digits: int = 2
     backbone: str = ""
     pairs: bool = False
+    prior: bool = False
+    likeness: bool = False
+    before: str = ""
 
 
 MEASURES: dict[str, Measure] = {
-    "subject recognised": Measure("sprite world: the recogniser sees this very subject"),
-    "instruction done": Measure("sprite world: what was asked can be seen in the picture"),
     "background kept (dB)": Measure("PSNR against the input outside the edited region", digits=1),
     "background L1": Measure("mean absolute difference from the input outside the edited region, 0 to 1", "low", 3),
     "background LPIPS": Measure(
         "LPIPS (AlexNet) against the input, the edited region blanked in both", "low", 3, backbone="lpips"
     ),
-    "second subject": Measure("sprite world: something new stands elsewhere in an edited picture", "low"),
-    "exact (dB)": Measure("sprite world: PSNR against the exact answer", digits=1),
-    "cleanness": Measure("sprite world: total variation over the exact answer's; 1 is as clean", "one"),
-    "DINO": Measure("cosine of DINO features to the subject's other photos, mean over them", digits=3, backbone="dino"),
+    "DINO": Measure(
+        "cosine of DINO features to the subject's other photos, mean over them",
+        digits=3,
+        backbone="dino",
+        likeness=True,
+    ),
     "CLIP-I": Measure(
-        "cosine of CLIP features to the subject's other photos, mean over them", digits=3, backbone="clip"
+        "cosine of CLIP features to the subject's other photos, mean over them",
+        digits=3,
+        backbone="clip",
+        likeness=True,
     ),
     "CLIP-T": Measure("cosine of CLIP features of the picture and its caption after", digits=3, backbone="clip"),
     "CLIP direction": Measure("cosine of the change in pictures and the change in captions", digits=3, backbone="clip"),
-    "leak": Measure("sprite world: the subject is recognised though only its class was asked for", "low"),
-    "PRES (recogniser)": Measure(
-        "sprite world: cosine of the recogniser's features of plain class samples to the subject's photos", "low", 3
-    ),
-    "class right": Measure("sprite world: the class that was asked for is recognised"),
-    "DIV (recogniser)": Measure(
-        "sprite world: 1 - cosine of the recogniser's features between class samples: higher keeps the prior",
-        digits=3,
-        pairs=True,
-    ),
-    "variety": Measure(
-        "sprite world: mean CIELAB distance between class samples (8 x 8 averages)", digits=1, pairs=True
-    ),
     "PRES": Measure(
-        "DINO of plain class samples to the subject's photos: lower keeps the prior", "low", 3, backbone="dino"
+        "DINO of plain class samples to the subject's photos: lower keeps the prior",
+        "low",
+        3,
+        backbone="dino",
+        prior=True,
+        likeness=True,
     ),
     "DIV": Measure(
-        "mean LPIPS between plain class samples: higher keeps the prior", digits=3, backbone="lpips", pairs=True
+        "mean LPIPS between plain class samples: higher keeps the prior",
+        digits=3,
+        backbone="lpips",
+        pairs=True,
+        prior=True,
     ),
 }
+
+
+def with_columns(own: Mapping[str, Measure]) -> dict[str, Measure]:
+    """Return ``MEASURES`` with a suite's own columns among them, each before the one that it names, or at the end."""
+    merged: dict[str, Measure] = {}
+    for name, measure in MEASURES.items():
+        merged |= {key: other for key, other in own.items() if other.before == name}
+        merged[name] = measure
+    return {**merged, **own}
 
 
 def similarity(features: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:

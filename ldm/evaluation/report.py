@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.evaluation.metrics import MEASURES, Measure
+from ldm.evaluation.metrics import Measure
 from ldm.evaluation.statistics import ENOUGH, Interval
 from ldm.files import replacing
 
@@ -48,7 +48,7 @@ code { overflow-wrap: anywhere; }
 
 def write_report(results: Results, path: Path, bounds: Sequence[str]) -> None:
     """Write the report. bounds: the rows that are no methods."""
-    summary, unshared = results.summary(), results.unshared()
+    summary, unshared, columns = results.summary(), results.unshared(), results.suite.columns
     parts = [
         f"<h1>{escape(results.suite.name)}</h1>",
         f"<p>{escape(results.suite.about)}</p>" if results.suite.about else "",
@@ -58,8 +58,9 @@ def write_report(results: Results, path: Path, bounds: Sequence[str]) -> None:
         "bounds, not methods; the best method of a column is marked where its interval does not touch any other "
         "one's.</p>",
         *(
-            f"<h2>{escape(group[:1].upper() + group[1:])}</h2>{_table(rows, bounds, unshared.get(group, ()))}"
-            + (_plots(rows, bounds) if group == "all edits" else "")
+            f"<h2>{escape(group[:1].upper() + group[1:])}</h2>"
+            + _table(rows, columns, bounds, unshared.get(group, ()))
+            + (_plots(rows, columns, bounds) if group == "all edits" else "")
             for group, rows in summary.items()
         ),
         "<h2>Pictures</h2>",
@@ -89,9 +90,11 @@ def _counts(results: Results) -> str:
     return text + (f" {holes} cases could not be run: their pictures are missing (see below)." if holes else "")
 
 
-def best_of(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence[str]) -> str | None:
-    """Return the method that is clearly best by a measure (its interval apart from all others'), or None."""
-    better = MEASURES[measure].better
+def best_of(
+    rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence[str], better: str = "high"
+) -> str | None:
+    """Return the method that is clearly best by a measure (its interval apart from all others'), or None. bounds: rows
+    that are no methods; better: as in ``Measure``."""
     intervals = {name: values[measure] for name, values in rows.items() if measure in values and name not in bounds}
     if len(intervals) < 2 or not all(v.known for v in intervals.values()):
         return None
@@ -109,14 +112,19 @@ def best_of(rows: dict[str, dict[str, Interval]], measure: str, bounds: Sequence
     return first if span(intervals[first])[1] < min(span(intervals[name])[0] for name in others) else None
 
 
-def _table(rows: dict[str, dict[str, Interval]], bounds: Sequence[str], unshared: Sequence[str] = ()) -> str:
-    measures = [m for m in MEASURES if any(m in values for values in rows.values())]
+def _table(
+    rows: dict[str, dict[str, Interval]],
+    columns: Mapping[str, Measure],
+    bounds: Sequence[str],
+    unshared: Sequence[str] = (),
+) -> str:
+    measures = [m for m in columns if any(m in values for values in rows.values())]
     arrows = {"high": "↑", "low": "↓", "one": "→ 1"}
-    head = "".join(f"<th>{escape(m)} {arrows[MEASURES[m].better]}</th>" for m in measures)
-    best = {m: None if m in unshared else best_of(rows, m, bounds) for m in measures}
+    head = "".join(f"<th>{escape(m)} {arrows[columns[m].better]}</th>" for m in measures)
+    best = {m: None if m in unshared else best_of(rows, m, bounds, columns[m].better) for m in measures}
     body = ""
     for name, values in rows.items():
-        cells = "".join(_cell(values.get(m), MEASURES[m], best[m] == name) for m in measures)
+        cells = "".join(_cell(values.get(m), columns[m], best[m] == name) for m in measures)
         kind = ' class="bound"' if name in bounds else ""
         body += f"<tr{kind}><td>{escape(_title(name))}</td>{cells}</tr>"
     table = f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -143,8 +151,8 @@ def _title(name: str) -> str:
     )
 
 
-def _plots(rows: dict[str, dict[str, Interval]], bounds: Sequence[str]) -> str:
-    measures = [m for m in MEASURES if sum(m in values for values in rows.values()) > 1]
+def _plots(rows: dict[str, dict[str, Interval]], columns: Mapping[str, Measure], bounds: Sequence[str]) -> str:
+    measures = [m for m in columns if sum(m in values for values in rows.values()) > 1]
     return f'<div class="plots">{"".join(_plot(rows, m, bounds) for m in measures)}</div>'
 
 
@@ -182,8 +190,6 @@ def _case(results: Results, case: Any) -> str:
     head = f"<h3>{escape(case.name)} <span class='soft'>({escape(about)})</span></h3>"
     if case.hole:
         return f'{head}<p class="hole">Not run: {escape(case.hole)}.</p>'
-    if case.unmasked:
-        head += f'<p class="soft">{escape(case.unmasked)}: how well the background is kept is not measured here.</p>'
     for note in case.left_out:
         head += f'<p class="soft">{escape(note)}.</p>'
     prompts: dict[str, str] = {}
@@ -222,7 +228,7 @@ def _measures(results: Results, summary: dict) -> str:
     shown = {m for rows in summary.values() for values in rows.values() for m in values}
     items = "".join(
         f"<li><b>{escape(name)}</b>: {escape(measure.about)}.</li>"
-        for name, measure in MEASURES.items()
+        for name, measure in results.suite.columns.items()
         if name in shown
     )
     for key, about in results.backbones.items():

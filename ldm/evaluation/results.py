@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from ldm.evaluation import metrics
+from ldm.evaluation.sources import PRIOR
 from ldm.evaluation.statistics import Interval, bootstrap
 from ldm.evaluation.suites import TEXT_METHODS, Suite
 from ldm.files import replacing, write_json
 
 INPUT, TRUTH, PHOTOS = "input copied", "exact answer", "real photos"
 BOUNDS = (INPUT, TRUTH, PHOTOS)
-LIKENESSES = ("DINO", "CLIP-I", "PRES", "PRES (recogniser)")  # of real photos: each against the others
+NOTED = ("digits", "pairs", "backbone")  # what ``compare`` must know of a measure
+PRIOR_GROUP = "prior (the plain class)"
 
 
 @dataclass
@@ -60,13 +61,13 @@ class Results:
     def groups(self) -> dict[str, list[str]]:
         """The kinds over which a table is made: group -> the case names in it."""
         cases = [case for case in self.suite.cases if not case.hole]
-        edits = [case for case in cases if case.kind != "prior"]
+        edits = [case for case in cases if case.kind != PRIOR]
         groups = {"all edits": [case.name for case in edits]}
         for reach in ("global", "local"):
             groups[f"{reach} edits"] = [case.name for case in edits if case.reach == reach]
         for case in edits:
             groups.setdefault(case.kind, []).append(case.name)
-        groups["prior (the plain class)"] = [case.name for case in cases if case.kind == "prior"]
+        groups[PRIOR_GROUP] = [case.name for case in cases if case.kind == PRIOR]
         return {name: names for name, names in groups.items() if names}
 
     def summary(self) -> dict[str, dict[str, dict[str, Interval]]]:
@@ -82,9 +83,8 @@ class Results:
             within = [r for r in self.records if r.case in names]
             subjects = {subject_of[name] for name in names}
             photos = [r for r in self.records if r.method == PHOTOS]
-            for measure in metrics.MEASURES:
-                of_prior = measure.startswith("PRES")  # the photos' own likeness bounds DINO above, and PRES
-                photos_here = photos if of_prior == group.startswith("prior") else []
+            for measure, about in self.suite.columns.items():
+                photos_here = photos if about.prior == (group == PRIOR_GROUP) else []
                 shared = _shared_by_methods(within, measure)
                 for method in self.rows:
                     if method == PHOTOS:
@@ -93,7 +93,7 @@ class Results:
                         chosen = [r for r in within if r.method == method and measure in r.measures]
                         chosen = [r for r in chosen if not shared or _picture(r) in shared]
                     if chosen:
-                        pairs = metrics.MEASURES[measure].pairs or (method == PHOTOS and measure in LIKENESSES)
+                        pairs = about.pairs or (method == PHOTOS and about.likeness)
                         clusters = _draws(chosen)
                         values = torch.tensor([r.measures[measure] for r in chosen])
                         interval = bootstrap(values, clusters=clusters, pairs=pairs)
@@ -105,7 +105,7 @@ class Results:
         unshared: dict[str, list[str]] = {}
         for group, names in self.groups().items():
             within = [r for r in self.records if r.case in names and r.method not in BOUNDS]
-            for measure in metrics.MEASURES:
+            for measure in self.suite.columns:
                 methods = {r.method for r in within if measure in r.measures}
                 if len(methods) > 1 and not _shared_by_methods(within, measure):
                     unshared.setdefault(group, []).append(measure)
@@ -139,7 +139,7 @@ def _shared_by_methods(records: Sequence[Record], measure: str) -> set[tuple[str
 
 def write_files(results: Results, output: Path) -> None:
     """Write ``results.csv`` (a row a picture) and ``results.json`` (everything but the pictures)."""
-    measures = [m for m in metrics.MEASURES if any(m in r.measures for r in results.records)]
+    measures = {m: about for m, about in results.suite.columns.items() if any(m in r.measures for r in results.records)}
     fixed = ["suite", *(f for f in Record.__dataclass_fields__ if f != "measures")]
     output.mkdir(parents=True, exist_ok=True)
     with replacing(output / "results.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -160,6 +160,7 @@ def write_files(results: Results, output: Path) -> None:
         "made with": results.made_with,
         "methods": results.methods,
         "backbones": results.backbones,
+        "measures": {name: {key: getattr(about, key) for key in NOTED} for name, about in measures.items()},
         "left out": results.absent,
         "holes": results.suite.holes,
         "summary": summary,
@@ -170,11 +171,11 @@ def write_files(results: Results, output: Path) -> None:
 
 def as_markdown(results: Results, group: str = "all edits") -> str:
     """Return one group's table as Markdown: a method a row, a measure a column."""
-    rows = results.summary().get(group, {})
-    measures = [m for m in metrics.MEASURES if any(m in values for values in rows.values())]
+    rows, columns = results.summary().get(group, {}), results.suite.columns
+    measures = [m for m in columns if any(m in values for values in rows.values())]
     lines = [f"| {group} | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
     for name, values in rows.items():
-        cells = [_cell(values.get(m), metrics.MEASURES[m].digits) for m in measures]
+        cells = [_cell(values.get(m), columns[m].digits) for m in measures]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

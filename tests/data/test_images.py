@@ -431,3 +431,10 @@ def test_checking_a_place_leaves_no_trace(tmp_path):
     check_writable(tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_a_folders_pictures_are_told_by_their_endings_and_hidden_files_are_none(tmp_path):
+    for name in ("b.PNG", "a.jpg", ".hidden.png", "._a.jpg", "notes.txt", "c.tiff"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in images.pictures_in(tmp_path)] == ["a.jpg", "b.PNG", "c.tiff"]

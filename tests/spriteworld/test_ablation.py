@@ -21,17 +21,19 @@ def write(path, content):
 
 
 def test_text_to_image_runs_are_trained_once_and_measured_by_a_suite(tmp_path, monkeypatch):
-    drawn = {"scenes": 2, "seed": 5, "animal": "wolf", "style": "day"}
-    case = {"name": "plain", "subject": "biscuit", "kind": "prior", "reach": "local", "drawn": drawn}
+    drawn = {"scenes": 2, "seed": 5, "draw": {"animal": "wolf", "style": "day"}, "answer": {"animal": "dog"}}
+    source = {"target": "ldm.spriteworld.judging.suite_cases.DrawnScenes", "params": drawn}
+    judge = {"target": "ldm.spriteworld.judging.suite_cases.SpriteSubject", "params": {"name": "biscuit"}}
+    case = {"name": "plain", "subject": "biscuit", "kind": "prior", "reach": "local", "source": source}
     suite = {
         "name": "s",
         "settings": {"dreambooth": {"steps": 2}},
         "subjects": {
             "biscuit": {
-                "photos": str(ROOT / "data/spriteworld/subjects/biscuit"), "class_word": "dog", "world": "biscuit"
+                "photos": str(ROOT / "data/spriteworld/subjects/biscuit"), "class_word": "dog", "judge": judge
             }
         },
-        "cases": [{**case, "answer": {"animal": "dog"}, "prompts": {"dreambooth": "a {class_word}"}}],
+        "cases": [{**case, "prompts": {"dreambooth": "a {class_word}"}}],
     }  # fmt: skip
     monkeypatch.setattr(
         module.TextSettings, "of_checkpoint", classmethod(lambda cls, m, **c: cls(width=64, height=64, steps=2))

@@ -29,14 +29,13 @@ from ldm.dataset_generation.request import PairRequest
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.methods import read_methods
-from ldm.evaluation.suites import read_suite
+from ldm.evaluation.suite_file import read_suite
 from ldm.files import replacing
 from ldm.inference.generator import ImageGenerator
 from ldm.inference.settings import TextSettings
 from ldm.models.build import ModelSource
 from ldm.project import CONFIGS
 from ldm.spriteworld.experiments.subject import compare_subject, measure_subject, plain
-from ldm.spriteworld.judging.recogniser import load_recogniser
 from ldm.spriteworld.world.scene import SUBJECTS
 from ldm.training.run import finished, train
 from ldm.training.settings import load_training_config
@@ -262,7 +261,7 @@ def _trained(
     if not finished(run):  # told to stop
         raise KeyboardInterrupt
     if ablation.suite:
-        _by_suite(root / ablation.suite, run, subject, root, data)
+        _by_suite(root / ablation.suite, run, subject, root)
     else:
         compare_subject(None, run, subject, data, ablation.scenes, seed)
     return _results(run)
@@ -278,13 +277,13 @@ def _kept(run: Path, root: Path) -> Any:
     return anchored(load_training_config(run / "config.yaml"), root)
 
 
-def _by_suite(path: Path, run: Path, subject: str, root: Path, data: Path) -> None:
+def _by_suite(path: Path, run: Path, subject: str, root: Path) -> None:
     """Evaluate every kept step of a text-to-image run by a suite; write the means to the run's ``results.json``."""
-    suite, recogniser = read_suite(path, root), load_recogniser(data / "recogniser.safetensors")
+    suite = read_suite(path, root)
     means = {}
     for weights in kept_weights(run):
         methods = read_methods([f"dreambooth:{subject}={weights}"], suite)
-        summary = evaluate(suite, methods, {}, {}, recogniser, run / "evaluation" / weights.stem).summary()
+        summary = evaluate(suite, methods, {}, {}, run / "evaluation" / weights.stem).summary()
         means[weights.stem.replace("=", " ")] = {
             f"{group}: {measure}": value.mean
             for group, rows in summary.items()

@@ -1,24 +1,26 @@
-"""Cases of a suite that the sprite world draws: scenes, their exact answers, and measures that need no alignment.
+"""Cases of a suite that the sprite world draws: scenes and their exact answers.
 
-Pictures are ``n 3 h w`` in [-1, 1].
+A suite names ``DrawnScenes`` as a case's source, and ``SpriteSubject`` as a subject's judge.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from kornia.color import rgb_to_lab
+from PIL import Image
 
+from ldm.checkpoint.save import weights_hash
+from ldm.config import check_keys
+from ldm.data.images import to_images, to_tensor
 from ldm.errors import UserError
-from ldm.evaluation.metrics import similarity
-from ldm.spriteworld.judging import measures as m
-from ldm.spriteworld.judging.editor import masks, pictures
-from ldm.spriteworld.judging.recogniser import Recogniser
-from ldm.spriteworld.judging.surroundings import surroundings
+from ldm.evaluation.metrics import leave_one_out
+from ldm.evaluation.sources import Inputs, Judge, Opened, Source, Task
+from ldm.spriteworld.judging.measures import edited_region
+from ldm.spriteworld.judging.suite_measures import COLUMNS, Asked, Drawn, exact_measures, recogniser
 from ldm.spriteworld.world.scene import (
     ANIMALS,
     COLOURS,
@@ -34,11 +36,7 @@ from ldm.spriteworld.world.scene import (
 )
 from ldm.spriteworld.world.sentences import WHERE
 
-if TYPE_CHECKING:
-    from ldm.evaluation.suites import Case
-
-DRAWN_KEYS = ("scenes", "seed", "animal", "subject", "place", "style", "stance", "hat", "collar")
-ANSWER_KEYS = {
+KNOWN: dict[str, tuple[str, ...]] = {
     "animal": ANIMALS,
     "subject": tuple(SUBJECTS),
     "place": PLACES,
@@ -48,67 +46,129 @@ ANSWER_KEYS = {
     "collar": tuple(COLOURS),
     "colour": tuple(COLOURS),
 }
-COLOUR_NEAR = 20.0  # CIELAB: a pixel that near to a shade of a colour has the colour
-TELLABLE = ("red", "yellow", "blue", "purple", "pink")  # no place has as much of them as a hat
-COLOUR_ENOUGH = 0.4  # of the true picture's share of such pixels
+DRAWN = tuple(key for key in KNOWN if key != "colour")  # what can be fixed of the scenes that are drawn
 
 
-@dataclass(frozen=True)
-class DrawnCase:
-    """A case's scenes before and after, as pictures and masks."""
+class SpriteSubject(Judge):
+    """A subject of the sprite world, as the recogniser knows it."""
 
-    before: list[Scene]
-    after: list[Scene]
-    x: torch.Tensor
-    truth: torch.Tensor
-    was: torch.Tensor
-    will: torch.Tensor
+    columns: ClassVar = {name: COLUMNS[name] for name in ("subject recognised", "PRES (recogniser)")}
 
+    def __init__(self, name: str):
+        """name: of the subject in the sprite world. Raises UserError for an unknown one."""
+        if name not in SUBJECTS:
+            raise UserError(f"unknown sprite-world subject '{name}'; known: {', '.join(SUBJECTS)}")
+        self.name = name
 
-def check_drawn(case: Case, where: str) -> None:
-    """Raise ValueError if a case's ``drawn`` or ``answer`` says something that cannot be drawn."""
-    drawn = case.drawn or {}
-    for key in drawn:
-        if key not in DRAWN_KEYS:
-            raise UserError(f"unknown key '{key}' in drawn of {where}; known: {', '.join(DRAWN_KEYS)}")
-    n = drawn.get("scenes", 1)
-    if type(n) is not int or n < 1:
-        raise UserError(f"{where} draws {n!r} scenes; at least 1 is needed")
-    seed = drawn.get("seed", 0)
-    if type(seed) is not int or seed < 0:
-        raise UserError(f"seed of {where} is {seed!r}; a whole number from 0 is expected")
-    if ("animal" in drawn) == ("subject" in drawn):
-        raise UserError(f"{where} draws either an animal or a subject")
-    for key, value in {**{k: drawn[k] for k in ANSWER_KEYS if drawn.get(k)}, **case.answer}.items():
-        if key not in ANSWER_KEYS:
-            raise UserError(f"unknown key '{key}' in answer of {where}; known: {', '.join(ANSWER_KEYS)}")
-        if value not in ANSWER_KEYS[key]:
-            raise UserError(f"unknown {key} '{value}' in {where}; known: {', '.join(ANSWER_KEYS[key])}")
+    def recognised(self, x: torch.Tensor) -> torch.Tensor:
+        """Return 1 where this very subject is seen, ``(n,)``."""
+        return recogniser().is_subject(x, self.name).float()
+
+    def of_photos(self, photos: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Return whether each photo shows the subject, and how like the others it is (of two photos or more)."""
+        x = to_tensor(photos)
+        found = {"subject recognised": self.recognised(x)}
+        if len(photos) > 1:
+            found["PRES (recogniser)"] = leave_one_out(recogniser().described(x))
+        return found
+
+    def made_with(self) -> dict[str, str]:
+        """Return the recogniser's hash."""
+        return {"recogniser": weights_hash(recogniser())}
 
 
-def draw_case(case: Case) -> DrawnCase:
-    """Return the scenes of a case, never seen in training (their seeds have four parts), with their answers.
+class DrawnScenes(Source):
+    """Scenes of the sprite world, never seen in training, whose exact answers are known."""
 
-    Raises ValueError if the answer changes nothing in the scenes that are drawn.
-    """
-    drawn = dict(case.drawn or {})
-    n, seed = drawn.pop("scenes", 1), drawn.pop("seed", 0)
-    name = drawn.pop("subject", None)
-    before = []
-    attempt = 0
-    while len(before) < n:
-        if attempt == 100 * n:
-            raise UserError(f"case '{case.name}': answer {case.answer} changes nothing in the scenes that are drawn")
-        rng = np.random.default_rng([seed, attempt, 84, 0])
-        scene = random_scene(rng, **drawn) if name is None else subject_scene(rng, name, **drawn)
-        if answer(scene, case.answer) != scene or not case.answer:  # there must be something to do
-            before.append(scene)
-        attempt += 1
-    after = [answer(scene, case.answer) for scene in before]
-    return DrawnCase(before, after, pictures(before), pictures(after), masks(before), masks(after))
+    words = ("animal", "where")
+    columns = COLUMNS
+
+    def __init__(
+        self,
+        task: Task,
+        draw: dict[str, Any],
+        answer: dict[str, Any] | None = None,
+        scenes: int = 1,
+        seed: int = 0,
+    ):
+        """task: what the case asks for. draw: what is fixed of the scenes (``DRAWN``; a hat or collar may be null for
+        none), an animal or a subject at least. answer: what the exact answer changes (``KNOWN``), None for nothing.
+        scenes: how many. seed: from 0.
+
+        Nothing is drawn yet. Raises UserError for what cannot be drawn.
+        """
+        self.draw, self.answer = dict(draw), dict(answer or {})
+        self.count, self.seed = scenes, seed
+        subject = task.judge.name if isinstance(task.judge, SpriteSubject) else None
+        self.asked = Asked(task.kind, task.reach, task.class_word, subject, self.answer)
+        if scenes < 1:
+            raise UserError(f"scenes is {scenes}; at least 1 is needed")
+        if seed < 0:
+            raise UserError(f"seed is {seed}; a whole number from 0 is expected")
+        check_keys(self.draw, DRAWN, "draw")
+        check_keys(self.answer, KNOWN, "answer")
+        if ("animal" in self.draw) == ("subject" in self.draw):
+            raise UserError("draw names either an animal or a subject")
+        for where, node in (("draw", self.draw), ("answer", self.answer)):
+            for key, value in node.items():
+                bare = where == "draw" and key in ("hat", "collar") and value is None
+                if value not in KNOWN[key] and not bare:
+                    raise UserError(f"unknown {key} '{value}' in {where}; known: {', '.join(KNOWN[key])}")
+
+    def load(self, opened: Opened) -> DrawnInputs:
+        """Return the scenes, drawn the same every time; none of them is as the answer wants it already.
+
+        Raises UserError if the answer changes nothing in the scenes that are drawn.
+        """
+        fixed = dict(self.draw)
+        name = fixed.pop("subject", None)
+        before: list[Scene] = []
+        attempt = 0
+        while len(before) < self.count:
+            if attempt == 100 * self.count:
+                raise UserError(f"answer {self.answer} changes nothing in the scenes that are drawn")
+            rng = np.random.default_rng([self.seed, attempt, 84, 0])  # four parts: no seed of training has as many
+            scene = random_scene(rng, **fixed) if name is None else subject_scene(rng, name, **fixed)
+            if answered(scene, self.answer) != scene or not self.answer:  # there must be something to do
+                before.append(scene)
+            attempt += 1
+        return self._inputs(Drawn.of(before, [answered(scene, self.answer) for scene in before]))
+
+    def _inputs(self, scenes: Drawn) -> DrawnInputs:
+        return DrawnInputs(
+            pictures=to_images(scenes.x),
+            words=[{"animal": scene.animal, "where": WHERE[scene.place]} for scene in scenes.before],
+            truth=to_images(scenes.truth),
+            region=edited_region(scenes.was, scenes.will) if self.asked.reach == "local" else None,
+            asked=self.asked,
+            scenes=scenes,
+        )
+
+    def about(self, opened: Opened) -> Any:
+        """Return what is drawn and how it is answered."""
+        return {"scenes": self.count, "seed": self.seed, "draw": self.draw, "answer": self.answer}
+
+    def made_with(self) -> dict[str, str]:
+        """Return the recogniser's hash."""
+        return {"recogniser": weights_hash(recogniser())}
 
 
-def answer(scene: Scene, changes: dict[str, Any]) -> Scene:
+@dataclass(frozen=True, kw_only=True)
+class DrawnInputs(Inputs):
+    """The pictures of drawn scenes. asked: what the case asks of them. scenes: before and after."""
+
+    asked: Asked
+    scenes: Drawn
+
+    def measure(
+        self, pictures: Sequence[Image.Image], photos: Sequence[Image.Image], edited: bool
+    ) -> dict[str, torch.Tensor]:
+        """Return the measures of pictures that answer the scenes; see ``exact_measures``."""
+        near = to_tensor(photos) if photos else None
+        return exact_measures(self.asked, self.scenes, self.as_tensor(pictures), near, edited)
+
+
+def answered(scene: Scene, changes: Mapping[str, Any]) -> Scene:
     """Return the scene with a case's exact answer applied."""
     for key, value in changes.items():
         if key == "subject":
@@ -123,100 +183,3 @@ def answer(scene: Scene, changes: dict[str, Any]) -> Scene:
         else:
             scene = replace(scene, **{key: value})
     return scene
-
-
-def words_of(scene: Scene) -> dict[str, str]:
-    """Return what prompts may say of a scene."""
-    return {"animal": scene.animal, "where": WHERE[scene.place]}
-
-
-def exact_measures(
-    case: Case,
-    scenes: DrawnCase,
-    x: torch.Tensor,
-    recogniser: Recogniser,
-    photos: torch.Tensor | None = None,
-    edited: bool = True,
-) -> dict[str, torch.Tensor]:
-    """Return the measures of pictures ``x`` that answer a drawn case, one figure a picture each.
-
-    What is asked of the whole class ("prior") is measured by leak, by how alike the subject's photos (``k 3 h w``) it
-    is, and by how much its samples differ; everything else by what was asked. edited: False for pictures made from text
-    alone, where everything stands elsewhere and a second subject cannot be told.
-    """
-    subject = case.subject.world
-    measures: dict[str, torch.Tensor] = {}
-    if case.kind == "prior":
-        if subject:
-            measures["leak"] = recogniser.is_subject(x, subject).float()
-            if photos is not None:
-                measures["PRES (recogniser)"] = similarity(recogniser.described(x), recogniser.described(photos))
-        measures["class right"] = torch.tensor([a == case.subject.class_word for a in recogniser.animals(x)]).float()
-        measures["DIV (recogniser)"] = apartness(recogniser.described(x))
-        measures["variety"] = variety(x)
-    elif subject and "colour" not in case.answer and case.answer.get("style") != "grey":
-        measures["subject recognised"] = recogniser.is_subject(x, subject).float()
-    done = None if case.kind == "prior" else instruction_done(case, scenes, x, recogniser, edited)
-    if done is not None:
-        measures["instruction done"] = done
-    if case.reach == "local":
-        measures["background kept (dB)"] = m.background_psnr(x, scenes.x, scenes.was, scenes.will)
-        measures["background L1"] = m.background_l1(x, scenes.x, scenes.was, scenes.will)
-        if edited:
-            measures["second subject"] = m.second_subject(x, scenes.x, scenes.was, scenes.will)
-    if case.kind != "prior":
-        measures["exact (dB)"] = m.exact_psnr(x, scenes.truth)
-    measures["cleanness"] = m.roughness(x, scenes.truth)
-    return measures
-
-
-def instruction_done(
-    case: Case, scenes: DrawnCase, x: torch.Tensor, recogniser: Recogniser, edited: bool = True
-) -> torch.Tensor | None:
-    """Return 1 where what was asked can be seen, wherever it stands in the picture; None if that cannot be told.
-
-    A replacement is done when the animal is of the class that was asked for: which one of its class it is, a frozen
-    editor was not told, and "subject recognised" says it. A stance is taken up when the picture is nearer to the true
-    one than to the input where those two differ; edited: False for pictures made from text alone, where everything
-    stands elsewhere, so that this cannot be told.
-    """
-    if case.answer.get("subject") or case.answer.get("animal"):
-        wanted = case.answer.get("animal") or SUBJECTS[case.answer["subject"]].class_word
-        return torch.tensor([animal == wanted for animal in recogniser.animals(x)]).float()
-    if case.answer.get("place"):
-        return torch.tensor([place == case.answer["place"] for place, _ in surroundings(x)]).float()
-    if case.answer.get("style"):
-        return torch.tensor([style == case.answer["style"] for _, style in surroundings(x)]).float()
-    for key in ("colour", "hat", "collar"):
-        if case.answer.get(key) in TELLABLE:
-            colour = case.answer[key]
-            return (colour_share(x, colour) >= COLOUR_ENOUGH * colour_share(scenes.truth, colour)).float()
-    if case.answer.get("stance") and edited:
-        return m.nearer_to_truth(x, scenes.x, scenes.truth)
-    return None
-
-
-def colour_share(x: torch.Tensor, colour: str) -> torch.Tensor:
-    """Return the share of a picture's pixels that have a named colour, or its shade, ``(n,)``."""
-    lab = rgb_to_lab(((x + 1) / 2).clamp(0, 1))
-    base = torch.tensor(COLOURS[colour], dtype=torch.float32) / 255
-    shades = rgb_to_lab(torch.stack([base * f for f in (1.0, 0.9, 0.8)])[:, :, None, None])
-    distance = torch.stack([(lab - shade).norm(dim=1) for shade in shades]).amin(0)
-    return (distance < COLOUR_NEAR).float().flatten(1).mean(1)
-
-
-def apartness(features: torch.Tensor) -> torch.Tensor:
-    """Return each picture's mean distance (1 - cosine) to the others by unit features ``n d``, ``(n,)``."""
-    n = len(features)
-    if n < 2:
-        return torch.zeros(n)
-    return 1 - ((features @ features.T).sum(1) - 1) / (n - 1)
-
-
-def variety(x: torch.Tensor) -> torch.Tensor:
-    """Return each picture's mean distance to the others: CIELAB, root mean square over 8 x 8 averages, ``(n,)``."""
-    if len(x) < 2:
-        return torch.zeros(len(x))
-    coarse = F.adaptive_avg_pool2d(rgb_to_lab(((x + 1) / 2).clamp(0, 1)), 8).flatten(1)
-    distances = torch.cdist(coarse, coarse) / 8
-    return distances.sum(1) / (len(x) - 1)
