@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import yaml
 
 from ldm.inference.settings import EditSettings
 from ldm.spriteworld.experiments import ablation as module
-from ldm.spriteworld.experiments.ablation import read_ablation, run_ablation
+from ldm.spriteworld.experiments.ablation import Folders, read_ablation, run_ablation
+from ldm.spriteworld.experiments.ablation_table import table
+from ldm.spriteworld.experiments.subject import Measured
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,8 +52,11 @@ def test_text_to_image_runs_are_trained_once_and_measured_by_a_suite(tmp_path, m
         "measures": ["prior (the plain class): variety", "prior (the plain class): leak"],
     }
     ablation = read_ablation(write(tmp_path / "a.yaml", content))
-    text = run_ablation(ablation, ROOT, tmp_path / "work", tmp_path / "out", "a")
-    assert (tmp_path / "out" / "a.md").read_text() == text + "\n"
+    text = run_ablation(ablation, Folders(ROOT, tmp_path / "work"), tmp_path / "out", "a", "ablate.py a.yaml")
+    kept = (tmp_path / "out" / "a.md").read_text()
+    assert text in kept
+    assert re.search(r"`data/spriteworld/text-to-image.safetensors` [0-9a-f]{16}", kept)
+    assert "`ablate.py a.yaml`" in kept
     assert (tmp_path / "out" / "a.png").stat().st_size > 1000
     rows = [line for line in text.splitlines() if line.startswith("| with")]
     assert len(rows) == 2
@@ -58,7 +64,7 @@ def test_text_to_image_runs_are_trained_once_and_measured_by_a_suite(tmp_path, m
 
     monkeypatch.setattr(module, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(module, "evaluate", lambda *_: pytest.fail("measured again"))
-    assert run_ablation(ablation, ROOT, tmp_path / "work", tmp_path / "out", "a") == text
+    assert run_ablation(ablation, Folders(ROOT, tmp_path / "work"), tmp_path / "out", "a", "ablate.py a.yaml") == text
 
 
 def test_editors_are_compared_with_the_frozen_one_and_every_seed_leaves_a_table(tmp_path, monkeypatch):
@@ -78,12 +84,9 @@ def test_editors_are_compared_with_the_frozen_one_and_every_seed_leaves_a_table(
         "measures": ["class: recognised", "plain class: background kept (dB)"],
     }
     ablation = read_ablation(write(tmp_path / "a.yaml", content))
-    tables = []
-    monkeypatch.setattr(module, "save_image", lambda picture, path: tables.append((tmp_path / "out/a.md").read_text()))
-    text = run_ablation(ablation, ROOT, tmp_path / "work", tmp_path / "out", "a")
-    assert len(tables) == 2
-    assert "seeds: 1 of 2 so far. Mean" in tables[0]
-    assert "seeds: 2. Mean ± standard deviation over 2" in tables[1]
+    text = run_ablation(ablation, Folders(ROOT, tmp_path / "work"), tmp_path / "out", "a", "ablate.py a.yaml")
+    assert "seeds: 1. Mean ± standard deviation over 1" in (tmp_path / "work/a.md").read_text()  # of the first seed
+    assert "seeds: 1, 2. Mean ± standard deviation over 2" in (tmp_path / "out/a.md").read_text()
     frozen, colder, default = (line.split("|")[3:] for line in text.splitlines()[-3:])
     assert text.splitlines()[-3].startswith("| frozen editor |  |")
     assert frozen == colder  # a training that moves nothing leaves the frozen editor
@@ -91,20 +94,23 @@ def test_editors_are_compared_with_the_frozen_one_and_every_seed_leaves_a_table(
 
     monkeypatch.setattr(module, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(module, "measure_subject", lambda *_: pytest.fail("measured again"))
-    assert run_ablation(ablation, ROOT, tmp_path / "work", tmp_path / "out", "a") == text
+    assert run_ablation(ablation, Folders(ROOT, tmp_path / "work"), tmp_path / "out", "a", "ablate.py a.yaml") == text
 
     known = dict.fromkeys(json.loads((tmp_path / "work" / "frozen" / "storm-1.json").read_text()), 1.0)
     asked = []
-    monkeypatch.setattr(module, "measure_subject", lambda *_: asked.append(1) or (known, None, None))
-    monkeypatch.setattr(module, "compare_subject", lambda *_: asked.append(2))
+    monkeypatch.setattr(module, "measure_subject", lambda *_: asked.append(1) or Measured(known, None, "", ()))
+    monkeypatch.setattr(module, "compare_subject", lambda *_, **__: asked.append(2))
     wrong = write(tmp_path / "b.yaml", {**content, "measures": ["class: recognized"]})
     with pytest.raises(ValueError, match="no measure 'class: recognized'; did you mean 'class: recognised'"):
-        run_ablation(read_ablation(wrong), ROOT, tmp_path / "work", tmp_path / "out", "b")
-    assert asked == [1]  # what was measured before lacks it: measured again, then said
+        run_ablation(read_ablation(wrong), Folders(ROOT, tmp_path / "work"), tmp_path / "out", "b", "command")
+    assert asked == [1]  # what was measured before lacks it: measured again, then refused
 
 
 def test_an_unfinished_training_is_gone_on_with_and_not_measured(tmp_path, monkeypatch):
-    content = {**yaml.safe_load((ROOT / "configs/spriteworld/ablations.yaml").read_text()), "runs": {"default": []}}
+    content = {
+        **yaml.safe_load((ROOT / "configs/spriteworld/experiments/ablations.yaml").read_text()),
+        "runs": {"default": []},
+    }
     content["measures"] = ["a"]
     ablation = read_ablation(write(tmp_path / "a.yaml", content))
     run = tmp_path / "runs" / "biscuit-1-default" / "2026-01-01T00-00-00_biscuit"
@@ -115,10 +121,10 @@ def test_an_unfinished_training_is_gone_on_with_and_not_measured(tmp_path, monke
     asked = []
     monkeypatch.setattr(module, "train", lambda *args, **more: asked.append(more.get("resume")) or run)
     both = '{"step 500": {"a": 2}, "step 800": {"a": 1}}'
-    monkeypatch.setattr(module, "compare_subject", lambda *_: (run / "results.json").write_text(both))
+    monkeypatch.setattr(module, "compare_subject", lambda *_, **__: (run / "results.json").write_text(both))
     ends = iter([False, False, False, True])
     monkeypatch.setattr(module, "finished", lambda _: next(ends))
-    trained = (ablation, "default", [], "biscuit", 1, [], ROOT, tmp_path, ROOT / "data/spriteworld")
+    trained = (ablation, "default", "biscuit", 1, [], Folders(ROOT, tmp_path))
     with pytest.raises(KeyboardInterrupt):
         module._trained(*trained)
     assert "step 800" not in (run / "results.json").read_text()
@@ -128,11 +134,10 @@ def test_an_unfinished_training_is_gone_on_with_and_not_measured(tmp_path, monke
     assert asked == [run, run]
 
 
-def test_a_table_tells_subjects_apart(tmp_path):
-    content = yaml.safe_load((ROOT / "configs/spriteworld/subjects.yaml").read_text())
-    content |= {"subjects": ["storm", "mochi"], "measures": ["a"], "seeds": [1, 2]}
-    ablation = read_ablation(write(tmp_path / "a.yaml", content))
-    text = module.table(ablation, {("default", 800): {"a": [0.0, 5.0, 1.0, 7.0]}}, 2)  # seed by seed
+def test_a_table_tells_subjects_apart():
+    rows = {("default", 800): {"a": [0.0, 5.0, 1.0, 7.0]}}  # seed by seed
+    text = table(rows, ["a"], ["storm", "mochi"], [1, 2], "40 fresh scenes a figure")
+    assert text.startswith("Subjects: storm, mochi; seeds: 1, 2. Mean ± standard deviation over 4 trainings a row, 40")
     assert "| default | 800 | 3.25 ± 3.3 |" in text
     assert "| default | 800 | storm | 0.5 ± 0.71 |" in text
     assert "| default | 800 | mochi | 6 ± 1.4 |" in text
@@ -144,15 +149,15 @@ def test_work_is_shared_by_processes_with_their_part_of_the_cores():
     with module._workers(2, 1) as call:
         assert call(torch.get_num_threads)() == 1
         assert call(os.getpid)() != os.getpid()
-        with pytest.raises(ValueError, match="unknown key 'model'"):
+        with pytest.raises(ValueError, match=r"unknown key '\S+model.yaml.model'"):
             call(read_ablation, ROOT / "configs/spriteworld/model.yaml")()
 
 
 @pytest.mark.parametrize("processes", [0, -1, 10**6])
 def test_a_number_of_processes_that_the_machine_has_no_cores_for_is_refused(tmp_path, processes):
-    ablation = read_ablation(ROOT / "configs/spriteworld/ablations.yaml")
+    ablation = read_ablation(ROOT / "configs/spriteworld/experiments/ablations.yaml")
     with pytest.raises(ValueError, match=f"{processes} processes were asked for; 1 to"):
-        run_ablation(ablation, ROOT, tmp_path / "work", tmp_path, processes=processes)
+        run_ablation(ablation, Folders(ROOT, tmp_path / "work"), tmp_path, "a", "command", processes)
     assert not (tmp_path / "work").exists()
 
 
@@ -160,17 +165,22 @@ def test_a_number_of_processes_that_the_machine_has_no_cores_for_is_refused(tmp_
     ("change", "says"),
     [
         ({"subjects": ["rex"]}, "unknown subject 'rex'"),
-        ({"sedes": [1]}, "unknown key 'sedes'"),
+        ({"sedes": [1]}, r"unknown key '\S+a.yaml.sedes'; did you mean 'seeds'"),
         ({"seeds": None}, "lacks seeds"),
         ({"class_images": 3}, "either pairs"),
         ({"pairs": None}, "either pairs"),
         ({"suite": "x.yaml"}, "go together"),
+        ({"runs": {"more": "model.params.use_ema=true"}}, "runs.more is 'model.params.use_ema=true'; a list of words"),
+        ({"steps": 500}, "steps is 500; a list of whole numbers is expected"),
         ({"pairs": {"source_edit": ["remove the collar"]}}, "unknown key 'pairs.source_edit'.*'source_edits'"),
-        ({"pairs": {"source_edits": "remove the collar"}}, r"a list is expected, \[remove the collar\]"),
+        (
+            {"pairs": {"source_edits": "remove the collar"}},
+            "pairs.source_edits is 'remove the collar'; a list of words is expected",
+        ),
     ],
 )
 def test_wrong_ablations_are_one_clear_line(tmp_path, change, says):
-    content = yaml.safe_load((ROOT / "configs/spriteworld/ablations.yaml").read_text()) | change
+    content = yaml.safe_load((ROOT / "configs/spriteworld/experiments/ablations.yaml").read_text()) | change
     content = {key: value for key, value in content.items() if value is not None}
     with pytest.raises(ValueError, match=says):
         read_ablation(write(tmp_path / "a.yaml", content))
@@ -178,4 +188,4 @@ def test_wrong_ablations_are_one_clear_line(tmp_path, change, says):
 
 @pytest.mark.parametrize("name", ["ablations", "prior-preservation", "subjects"])
 def test_the_shipped_ones_can_be_read(name):
-    assert read_ablation(ROOT / f"configs/spriteworld/{name}.yaml").runs
+    assert read_ablation(ROOT / f"configs/spriteworld/experiments/{name}.yaml").runs

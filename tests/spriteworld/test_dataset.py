@@ -121,11 +121,11 @@ def test_what_is_replaced_and_moved_wears_more_but_not_where_that_is_the_questio
 
 
 @pytest.mark.parametrize(
-    ("kinds", "said"),
+    ("kinds", "says"),
     [({"klass": 1}, "unknown kind of edit 'klass'"), ({"class": -1}, "kinds.class is -1"), ({}, "no weight above 0")],
 )
-def test_kinds_that_make_no_sense_are_refused(kinds, said):
-    with pytest.raises(ValueError, match=said):
+def test_kinds_that_make_no_sense_are_refused(kinds, says):
+    with pytest.raises(ValueError, match=says):
         SpriteTriplets(4, kinds=kinds)
 
 

@@ -9,10 +9,17 @@ from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.save import save_checkpoint
 from ldm.diffusion.conditioning import Conditioning
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.models.build import load_model
+from ldm.models.build import config_for, load_model
 from ldm.modules.first_stage_loss import correlation
 from ldm.project import CONFIGS
-from ldm.spriteworld.experiments import commands as jobs
+from ldm.spriteworld.weights.conversions import editor_without_picture, follow_first_stage
+from ldm.spriteworld.weights.first_stage import (
+    first_stage_of,
+    latent_scale,
+    reconstruction_of,
+    whiten_first_stage,
+    widen_first_stage,
+)
 from ldm.spriteworld.weights.latent_basis import affine, follow, latents_of, responses, whiten, widen
 from ldm.spriteworld.world.dataset import SpritePictures
 
@@ -40,7 +47,7 @@ def rotated(stage, seed=0):
 
 @torch.no_grad()
 def test_white_latents_give_the_same_pictures(x):
-    stage = rotated(jobs.first_stage_of(STAGE))[0]
+    stage = rotated(first_stage_of(STAGE))[0]
     before, apart = stage(x), correlation(stage.encode(x).mean)
     whiten(stage, x)
     z = stage.encode(x)
@@ -51,7 +58,7 @@ def test_white_latents_give_the_same_pictures(x):
 
 @torch.no_grad()
 def test_a_step_in_any_channel_means_as_much_to_the_picture(x):
-    stage = rotated(jobs.first_stage_of(STAGE))[0]
+    stage = rotated(first_stage_of(STAGE))[0]
     before, uneven = stage(x), responses(stage, x)
     whiten(stage, x, 1.0)
     assert (stage(x) - before).abs().max() < 1e-3
@@ -127,7 +134,7 @@ def test_a_model_follows_to_a_wider_first_stage_and_computes_the_same_in_the_old
     model = load_model(EDITOR)
     stage = model.first_stage_model
     c = stage.embed_dim
-    ddconfig = jobs.config_for(read_checkpoint(STAGE))["model"]["params"]["ddconfig"]
+    ddconfig = config_for(read_checkpoint(STAGE))["model"]["params"]["ddconfig"]
     wider = AutoencoderKL({**ddconfig, "z_channels": c + 4}, embed_dim=c + 4).eval()
     widen(stage, wider)
     generator = torch.Generator().manual_seed(1)
@@ -169,33 +176,33 @@ def test_what_cannot_follow_is_refused(x):
 
 
 def test_the_commands_write_weights_that_load(tmp_path):
-    wide = jobs.widen_first_stage(STAGE, tmp_path / "wide.safetensors", 40)
-    assert jobs.first_stage_of(wide).embed_dim == 40
+    wide = widen_first_stage(STAGE, tmp_path / "wide.safetensors", 40)
+    assert first_stage_of(wide).embed_dim == 40
     x = torch.rand(2, 3, 64, 64) * 2 - 1
-    assert torch.allclose(jobs.reconstruction_of(wide)(x), jobs.reconstruction_of(STAGE)(x), atol=0.02)
-    assert "100.0% of the old" in jobs.follow_first_stage(EDITOR, wide, tmp_path / "editor.safetensors", 60)
+    assert torch.allclose(reconstruction_of(wide)(x), reconstruction_of(STAGE)(x), atol=0.02)
+    assert "100.0% of the old" in follow_first_stage(EDITOR, wide, tmp_path / "editor.safetensors", 60)
     assert load_model(tmp_path / "editor.safetensors").latent_channels == 40
     checkpoint = read_checkpoint(wide)
     del checkpoint.metadata["config"]["model"]["params"]["ddconfig"]["num_groups"]  # another default
     save_checkpoint(tmp_path / "other.safetensors", checkpoint.tensors, checkpoint.metadata)
     with pytest.raises(ValueError, match="divisible by num_groups"):
-        jobs.follow_first_stage(EDITOR, tmp_path / "other.safetensors", tmp_path / "editor.safetensors", 60)
+        follow_first_stage(EDITOR, tmp_path / "other.safetensors", tmp_path / "editor.safetensors", 60)
     white, editor = tmp_path / "white.safetensors", tmp_path / "editor.safetensors"
-    jobs.whiten_first_stage(STAGE, white, 0.0, 60)
-    assert jobs.latent_scale(white) == pytest.approx(1, abs=0.1)
-    said = jobs.follow_first_stage(EDITOR, white, editor, 60)
-    assert "100.0% of the old" in said
+    whiten_first_stage(STAGE, white, 0.0, 60)
+    assert latent_scale(white) == pytest.approx(1, abs=0.1)
+    line = follow_first_stage(EDITOR, white, editor, 60)
+    assert "100.0% of the old" in line
     model = load_model(editor)
-    stage = jobs.first_stage_of(white)
+    stage = first_stage_of(white)
     assert latents_of(model.first_stage_model, torch.zeros(1, 3, 64, 64)).equal(
         latents_of(stage, torch.zeros(1, 3, 64, 64))
     )
-    assert model.scale_factor == pytest.approx(jobs.latent_scale(white), abs=1e-5)
+    assert model.scale_factor == pytest.approx(latent_scale(white), abs=1e-5)
     assert read_checkpoint(editor).metadata["edit_defaults"]
 
 
 def test_an_editor_without_its_picture_computes_what_it_does_where_the_picture_is_dropped(tmp_path):
-    path = jobs.editor_without_picture(EDITOR, tmp_path / "text.safetensors")
+    path = editor_without_picture(EDITOR, tmp_path / "text.safetensors")
     editor, text = load_model(EDITOR), load_model(path)
     assert not text.has_picture_input
     assert "edit_defaults" not in read_checkpoint(path).metadata
@@ -208,4 +215,4 @@ def test_an_editor_without_its_picture_computes_what_it_does_where_the_picture_i
     assert (bare - dropped).abs().max() < 1e-4
     assert (seen - dropped).abs().max() > 0.1
     with pytest.raises(ValueError, match="an editor is expected"):
-        jobs.editor_without_picture(path, tmp_path / "again.safetensors")
+        editor_without_picture(path, tmp_path / "again.safetensors")

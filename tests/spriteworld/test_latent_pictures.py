@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from ldm.checkpoint.read import read_checkpoint
 from ldm.config import instantiate_from_config, load_config
 from ldm.project import CONFIGS
-from ldm.spriteworld.experiments import commands as jobs
+from ldm.spriteworld.weights.first_stage import first_stage_of
 from ldm.spriteworld.weights.latent_pictures import LatentPictures, save_latent_pictures
 from ldm.spriteworld.world.dataset import SpritePictures
 from ldm.training.run import train
@@ -80,7 +80,7 @@ def moved(tmp_path_factory):
     drawn = SpritePictures(16, seed=6)
     x = torch.stack([drawn[i]["edited"] for i in range(16)])
     with torch.no_grad():
-        z = jobs.first_stage_of(DATA / "first-stage.safetensors").encode(x).mean
+        z = first_stage_of(DATA / "first-stage.safetensors").encode(x).mean
     save_latent_pictures(path, z + 0.3, x, torch.ones_like(x[:, :1]))
     return path, z + 0.3, x
 
@@ -90,9 +90,9 @@ def test_a_decoder_learns_to_draw_from_latents_as_they_come(tmp_path, moved):
     config = decoder_config(str(path), max_steps=12)
     config.model.params.ckpt_path = str(DATA / "first-stage.safetensors")
     config.model.params.ema_decay = 0.5
-    before = jobs.first_stage_of(DATA / "first-stage.safetensors")
+    before = first_stage_of(DATA / "first-stage.safetensors")
     run = train(config, "decoder", tmp_path)
-    after = jobs.first_stage_of(run / "checkpoints" / "step=12.safetensors")
+    after = first_stage_of(run / "checkpoints" / "step=12.safetensors")
     with torch.no_grad():
         errors = [(stage.decode(z) - x).square().mean() for stage in (before, after)]
         assert errors[1] < 0.5 * errors[0]

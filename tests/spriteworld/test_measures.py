@@ -15,17 +15,16 @@ from ldm.spriteworld.judging import measures as m
 from ldm.spriteworld.judging.editor import (
     draw_edits,
     figures_of,
-    masks,
     nearest_coat,
-    pictures,
     reworded_figures,
     with_rare_word,
     worn_edits,
     worn_figures,
 )
-from ldm.spriteworld.judging.recogniser import load_recogniser
+from ldm.spriteworld.judging.recogniser import load_judges
 from ldm.spriteworld.world.scene import COATS, draw, random_scene
 from ldm.spriteworld.world.sentences import KINDS, Edit, with_coat
+from ldm.spriteworld.world.tensors import masks, pictures
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "spriteworld"
 
@@ -138,15 +137,15 @@ def test_the_nearest_coat_is_found_and_keeps_the_rest():
 def test_a_rare_word_stands_before_the_new_class_in_every_wording():
     edits = draw_edits(200, 1, "class")
     for e in edits:
-        said = with_rare_word(e)
-        assert said.count("sks") == 1
-        assert f"sks {e.target.animal}" in said
-        assert said.replace("sks ", "") == e.instruction
+        instruction = with_rare_word(e)
+        assert instruction.count("sks") == 1
+        assert f"sks {e.target.animal}" in instruction
+        assert instruction.replace("sks ", "") == e.instruction
 
 
 def test_a_named_coat_is_asked_for_and_another_coat_is_seen():
-    """An editor that draws what it was told is right; one that draws the class's other coat is recognised, no more."""
-    judges = [load_recogniser(DATA / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    """An editor that draws what is asked is right; one that draws the class's other coat is recognised, no more."""
+    judges = load_judges(DATA)
     edits, heard = draw_edits(24, 5, "class"), []
 
     def drawn(coat):
@@ -156,13 +155,13 @@ def test_a_named_coat_is_asked_for_and_another_coat_is_seen():
 
         return edit
 
-    told = reworded_figures(drawn(lambda scene: scene.coat), *judges, n=24, seed=5)
+    named_coat = reworded_figures(drawn(lambda scene: scene.coat), *judges, n=24, seed=5)
     assert heard == [[with_rare_word(e) for e in edits], [with_coat(e).instruction for e in edits]]
     others = {coat: next((c for c in coats if c != coat), coat) for coats in COATS.values() for coat in coats}
     other = reworded_figures(drawn(lambda scene: others[scene.coat]), *judges, n=24, seed=5)
     named = "class, its coat named"
-    assert told[named]["right colour"].mean == 1
-    assert told[named]["recognised"].mean > 0.9
+    assert named_coat[named]["right colour"].mean == 1
+    assert named_coat[named]["recognised"].mean > 0.9
     assert other[named]["right colour"].mean < 0.6
     assert other[named]["recognised"].mean > 0.9
 
@@ -264,7 +263,7 @@ SUCCESS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_true_answer_counts_as_done_and_a_copy_does_not(kind):
-    judges = [load_recogniser(DATA / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    judges = load_judges(DATA)
     edits = draw_edits(16, 8, kind)
     truth, copied = (pictures([getattr(e, side) for e in edits]) for side in ("target", "source"))
     best, none = (figures_of(edits, x, *judges) for x in (truth, copied))
@@ -275,7 +274,7 @@ def test_the_true_answer_counts_as_done_and_a_copy_does_not(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "accessory"])
 def test_the_truth_through_the_first_stage_counts_as_done_and_noise_does_not(kind):
-    judges = [load_recogniser(DATA / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    judges = load_judges(DATA)
     stage = load_model(DATA / "editor.safetensors").first_stage_model
     edits = draw_edits(16, 8, kind)
     truth = pictures([e.target for e in edits])
@@ -291,7 +290,7 @@ def test_the_truth_through_the_first_stage_counts_as_done_and_noise_does_not(kin
 
 @pytest.mark.parametrize("item", ["hat", "collar"])
 def test_an_accessory_is_judged_where_the_true_pictures_differ_also_on_the_animal(item):
-    judges = [load_recogniser(DATA / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey")]
+    judges = load_judges(DATA)
     bare = [random_scene(np.random.default_rng([7, i, 87]), hat=None, collar=None, style="day") for i in range(16)]
     worn = [replace(scene, **{item: "pink"}) for scene in bare]
     for sources, targets in ((bare, worn), (worn, bare)):

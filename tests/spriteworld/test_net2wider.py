@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ldm.checkpoint.read import read_checkpoint
+from ldm.models.build import config_for
 from ldm.project import CONFIGS
-from ldm.spriteworld.experiments import commands as jobs
+from ldm.spriteworld.weights.first_stage import reconstruction_of, widen_first_stage
 from ldm.spriteworld.weights.net2wider import net2wider
 from ldm.spriteworld.world.dataset import SpritePictures
 from tests.spriteworld.test_latent_basis import stage_of
@@ -58,13 +59,13 @@ def test_a_network_that_is_not_the_same_but_wider_is_refused(other, says):
 
 
 def test_the_command_writes_a_wider_first_stage(x, tmp_path):
-    config = jobs.config_for(read_checkpoint(STAGE))["model"]["params"]["ddconfig"]
+    config = config_for(read_checkpoint(STAGE))["model"]["params"]["ddconfig"]
     now = [config["ch"] * factor for factor in config["ch_mult"]]
-    wide = jobs.widen_first_stage(STAGE, tmp_path / "wide.safetensors", features=[2 * n for n in now])
-    assert torch.allclose(jobs.reconstruction_of(wide)(x), jobs.reconstruction_of(STAGE)(x), atol=0.02)
-    written = jobs.config_for(read_checkpoint(wide))["model"]["params"]["ddconfig"]
+    wide = widen_first_stage(STAGE, tmp_path / "wide.safetensors", features=[2 * n for n in now])
+    assert torch.allclose(reconstruction_of(wide)(x), reconstruction_of(STAGE)(x), atol=0.02)
+    written = config_for(read_checkpoint(wide))["model"]["params"]["ddconfig"]
     assert [written["ch"] * factor for factor in written["ch_mult"]] == [2 * n for n in now]
     for wrong in (now[:-1], [n + 1 for n in now], [0 for _ in now]):
         with pytest.raises(ValueError, match="as many multiples of them are expected"):
-            jobs.widen_first_stage(STAGE, tmp_path / "no.safetensors", features=wrong)
+            widen_first_stage(STAGE, tmp_path / "no.safetensors", features=wrong)
     assert not (tmp_path / "no.safetensors").exists()

@@ -17,18 +17,13 @@ from ldm.models.build import load_model
 from ldm.project import CONFIGS
 from ldm.spriteworld.judging import measures as m
 from ldm.spriteworld.judging import subject as subjects
-from ldm.spriteworld.judging.editor import (
-    draw_edits,
-    editing,
-    first_stage_figures,
-    masks,
-    pictures,
-    write_photos,
-    write_pictures,
-)
+from ldm.spriteworld.judging.editor import draw_edits, editing
 from ldm.spriteworld.judging.recogniser import batch, load_recogniser, train_recognisers
+from ldm.spriteworld.judging.reconstruction import first_stage_figures
+from ldm.spriteworld.world.photos import write_photos, write_pictures
 from ldm.spriteworld.world.scene import ANIMALS, COATS, SUBJECTS
 from ldm.spriteworld.world.sentences import with_coat
+from ldm.spriteworld.world.tensors import masks, pictures
 from ldm.training.run import train
 from ldm.training.settings import load_training_config
 
@@ -168,7 +163,7 @@ def test_a_subjects_figures_for_one_that_always_answers_right_and_one_that_never
     assert asked[-1][0] == "replace the wolf with a dog"
 
 
-def gone_on(name, more, tmp_path):
+def trained_further(name, more, tmp_path):
     overrides = [
         "model.params.scheduler_config=null",
         "data.params.train.params.length=64",
@@ -185,7 +180,7 @@ def gone_on(name, more, tmp_path):
 
 def test_some_steps_from_the_shipped_first_stage_do_not_break_it(editor, tmp_path):
     more = [f"model.params.ckpt_path={DATA / 'first-stage.safetensors'}", "model.params.learning_rate=1e-4"]
-    weights = gone_on("first-stage", [*more, "model.params.optimizer_config.params.muon_lr=0.001"], tmp_path)
+    weights = trained_further("first-stage", [*more, "model.params.optimizer_config.params.muon_lr=0.001"], tmp_path)
     stage = load_model(DATA / "editor.safetensors", vae_ckpt=weights).first_stage_model
     before, now = (
         first_stage_figures(lambda x, s=s: s.decode(s.encode(x).mode()), n=16)
@@ -197,14 +192,14 @@ def test_some_steps_from_the_shipped_first_stage_do_not_break_it(editor, tmp_pat
 
 
 def test_some_steps_from_the_shipped_text_to_image_do_not_break_it(recogniser, tmp_path):
-    begun = DATA / "text-to-image.safetensors"
-    own = read_checkpoint(begun).metadata["config"]["model"]["params"]["scale_factor"]  # of the first stage inside it
-    more = [f"model.params.ckpt_path={begun}", f"model.params.scale_factor={own}", "training.cache_latents=false"]
-    weights = gone_on("text-to-image", more, tmp_path)
+    start = DATA / "text-to-image.safetensors"
+    own = read_checkpoint(start).metadata["config"]["model"]["params"]["scale_factor"]  # of the first stage inside it
+    more = [f"model.params.ckpt_path={start}", f"model.params.scale_factor={own}", "training.cache_latents=false"]
+    weights = trained_further("text-to-image", more, tmp_path)
     prompts = [f"a {animal} in the meadow" for animal in ANIMALS for _ in range(4)]
     wanted = [animal for animal in ANIMALS for _ in range(4)]
     right = []
-    for path in (begun, weights):
+    for path in (start, weights):
         maker = ImageGenerator.from_checkpoint(read_checkpoint(path), device="cpu", precision="fp32")
         chosen = TextSettings.of_checkpoint(read_checkpoint(path).metadata, steps=8)
         x = to_tensor(maker.generate(prompts, chosen, seeds=range(len(prompts))))
@@ -216,10 +211,10 @@ def test_some_steps_from_the_shipped_text_to_image_do_not_break_it(recogniser, t
 def test_some_steps_from_the_shipped_weights_do_not_break_them(tmp_path, recogniser, swaps):
     edits, before, *_ = swaps
     more = [f"model.params.ckpt_path={DATA / 'editor.safetensors'}", "training.cache_latents=false"]
-    weights = gone_on("instruct-pix2pix", more, tmp_path)
-    begun, now = (load_model(path, precision="fp32").state_dict() for path in (DATA / "editor.safetensors", weights))
+    weights = trained_further("instruct-pix2pix", more, tmp_path)
+    old, now = (load_model(path, precision="fp32").state_dict() for path in (DATA / "editor.safetensors", weights))
     name = "model.diffusion_model.out.2.weight"
-    assert not torch.equal(begun[name], now[name])
+    assert not torch.equal(old[name], now[name])
     trained = ImageEditor.from_checkpoint(weights, device="cpu", precision="fp32")
     x = editing(trained, settings())(before, [e.instruction for e in edits])
     right = [a == e.target.animal for a, e in zip(recogniser.animals(x), edits, strict=True)]

@@ -19,7 +19,7 @@ class OriginalPairs(PersonalizedEdit):
     squashed to the size instead of cropped. Its latents cannot be cached (``training.cache_latents=false``)."""
 
     def __init__(self, *args: Any, **options: Any):
-        """As ``PersonalizedEdit``; raises ValueError for crops that vary: nothing is cropped here."""
+        """As ``PersonalizedEdit``; raises UserError for crops that vary: nothing is cropped here."""
         super().__init__(*args, **options)
         if not self.view.fixed:
             raise UserError("OriginalPairs squashes pictures; crop, min_resize and max_resize have no effect")

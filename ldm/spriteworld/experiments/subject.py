@@ -2,75 +2,103 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.runs import kept_weights
-from ldm.data.images import save_image
 from ldm.errors import UserError
+from ldm.evaluation.tables import Provenance, write_table
+from ldm.files import write_json
 from ldm.inference.editor import ImageEditor
 from ldm.inference.settings import EditSettings
-from ldm.spriteworld.judging import editor as world
+from ldm.spriteworld.judging import editor as judging
 from ldm.spriteworld.judging import subject as subjects
-from ldm.spriteworld.judging.recogniser import load_recogniser
+from ldm.spriteworld.judging.recogniser import load_judges
 from ldm.spriteworld.world.scene import SUBJECTS
 
 
-def compare_subject(
-    frozen: Path | None, run: Path, subject: str, data: Path, n: int, seed: int, output: Path | None = None
-) -> str:
-    """Return a Markdown table of the frozen editor (None: without it) and every kept step of a run; write it, the
-    figures and a sheet of results to ``output`` (default: the run's folder).
+@dataclass(frozen=True)
+class Measured:
+    """What a checkpoint knows of a subject.
 
-    subject: whose photos the run learned from. Raises ValueError for an unknown subject.
+    figures: by name, most of them intervals. edit: the editing function that gave them. identifier: the word that it is
+    asked with for the subject, "" of a frozen editor. sources: the source words of its training.
+    """
+
+    figures: dict[str, Any]
+    edit: Callable
+    identifier: str
+    sources: tuple[str, ...]
+
+
+def compare_subject(
+    frozen: Path | None,
+    run: Path,
+    subject: str,
+    data: Path,
+    n: int,
+    seed: int,
+    output: Path | None = None,
+    command: str = "",
+) -> str:
+    """Return a Markdown table of the frozen editor and every kept step of a run; write it with a sheet of results.
+
+    frozen: the editor's file, None to leave it out. subject: whose photos the run learned from. data: the sprite
+    world's folder. n: scenes a figure. output: FILE.md, or a folder for ``results.md`` and the figures as
+    ``results.json`` (default: the run's). command: the command line, for the file's head. Raises UserError for an
+    unknown subject.
     """
     output = run if output is None else output
     files = {path.stem.replace("=", " "): path for path in kept_weights(run)}
-    results: dict[str, dict[str, Any]] = {}
-    edits: dict[str, Any] = {}
-    trained: tuple[str, ...] = ("wolf",)
-    for title, path in (({"frozen": frozen} if frozen else {}) | files).items():
-        results[title], edits[title], trained = measure_subject(path, subject, data, n, seed, trained)
-    sources = [*trained, *subjects.unseen_sources(subject, trained)[:2]]
-    sheet = subjects.results_sheet(edits, subject, sources)
-    output.mkdir(parents=True, exist_ok=True)
-    save_image(sheet, output / "results.png")
-    text = comparison(results)
-    (output / "results.md").write_text(text + "\n", encoding="utf-8")
-    (output / "results.json").write_text(json.dumps(plain(results), indent=2), encoding="utf-8")
+    files = {"frozen": frozen, **files} if frozen else files
+    made_by = Provenance.of(list(files.values()), command)
+    measured: dict[str, Measured] = {}
+    sources: tuple[str, ...] = ("wolf",)
+    for title, path in files.items():
+        measured[title] = measure_subject(path, subject, data, n, seed, sources)
+        sources = measured[title].sources
+    edits = {title: (result.edit, result.identifier) for title, result in measured.items()}
+    sheet = subjects.results_sheet(edits, subject, [*sources, *subjects.unseen_sources(subject, sources)[:2]])
+    figures = {title: result.figures for title, result in measured.items()}
+    text = comparison(figures)
+    table = output if output.suffix == ".md" else output / "results.md"
+    shows = f"Columns: input, {', '.join(measured)}, the exact answer"
+    title = f"An editor before and after it learned {subject.capitalize()}, {n} fresh scenes a figure"
+    write_table(table, title, text, made_by, sheet, shows)
+    if table != output:
+        write_json(output / "results.json", {name: plain(values) for name, values in figures.items()})
     return text
 
 
 def measure_subject(
-    path: Path, subject: str, data: Path, n: int, seed: int, trained: tuple[str, ...] = ("wolf",)
-) -> tuple[dict[str, Any], tuple[Any, str], tuple[str, ...]]:
-    """Return a checkpoint's figures about a subject, the edit (with the identifier it is asked with) that gave them,
-    and the source words of its training.
+    path: Path, subject: str, data: Path, n: int, seed: int, sources: tuple[str, ...] = ("wolf",)
+) -> Measured:
+    """Return a checkpoint's figures about a subject.
 
-    data: the sprite world's folder; n: scenes a figure; trained: the source words, where the checkpoint names none.
-    Raises ValueError for an unknown subject.
+    data: the sprite world's folder. n: scenes a figure. sources: the source words, where the checkpoint names none.
+    Raises UserError for an unknown subject.
     """
     if subject not in SUBJECTS:
         raise UserError(f"unknown subject '{subject}'; known: {', '.join(SUBJECTS)}")
-    recogniser, twin = (load_recogniser(data / f"{name}.safetensors") for name in ("recogniser", "recogniser-grey"))
+    recogniser, twin = load_judges(data)
     photos = subjects.training_photos(data / "subjects" / subject)
     checkpoint = read_checkpoint(path)
     recipe = checkpoint.metadata.get("recipe") or {}
-    trained = tuple(recipe.get("source_words") or trained)
+    sources = tuple(recipe.get("source_words") or sources)
     editor = ImageEditor.from_checkpoint(checkpoint, device="auto", precision="auto")
-    edit = world.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
+    edit = judging.editing(editor, EditSettings.of_checkpoint(checkpoint.metadata))
     identifier = recipe.get("identifier", "")
-    figures, diversity = subjects.subject_figures(edit, subject, recogniser, photos, trained, identifier, n, seed)
+    figures, diversity = subjects.subject_figures(edit, subject, recogniser, photos, sources, identifier, n, seed)
     figures |= subjects.kept_figures(edit, recogniser, twin, n, seed)
-    return {**figures, "plain class: diversity": diversity}, (edit, identifier), trained
+    return Measured({**figures, "plain class: diversity": diversity}, edit, identifier, sources)
 
 
-def plain(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def plain(figures: dict[str, Any]) -> dict[str, Any]:
     """Return figures as JSON can hold them."""
-    return {t: {k: asdict(v) if not isinstance(v, float) else v for k, v in f.items()} for t, f in results.items()}
+    return {name: value if isinstance(value, float) else asdict(value) for name, value in figures.items()}
 
 
 def comparison(results: dict[str, dict[str, Any]]) -> str:

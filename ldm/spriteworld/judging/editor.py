@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,10 +18,9 @@ from ldm.spriteworld.judging import measures as m
 from ldm.spriteworld.judging.recogniser import Recogniser
 from ldm.spriteworld.judging.surroundings import surroundings
 from ldm.spriteworld.world.grids import grid
-from ldm.spriteworld.world.scene import COATS, COLOURS, SUBJECTS, Scene, draw, random_scene, subject_mask, subject_scene
-from ldm.spriteworld.world.sentences import KINDS, Edit, caption, random_edit, with_coat, with_word
-
-logger = logging.getLogger(__name__)
+from ldm.spriteworld.world.scene import COATS, COLOURS, Scene, draw
+from ldm.spriteworld.world.sentences import KINDS, Edit, random_edit, with_coat, with_word
+from ldm.spriteworld.world.tensors import masks, pictures
 
 Figures = dict[str, Interval]
 WORN = ("collar", "hat")  # what a new animal should still wear
@@ -37,17 +33,6 @@ RIGHT_PLACE = {"day": 24.0, "night": 24.0, "grey": 29.0, "sunset": 28.0}
 def draw_edits(n: int, seed: int, kind: str | None = None) -> list[Edit]:
     """Return n random edits that no training run draws (their seeds have three parts)."""
     return [random_edit(np.random.default_rng([seed, i, 77]), kind, rare_share=0) for i in range(n)]
-
-
-def pictures(scenes: list, size: int = 64) -> torch.Tensor:
-    """Return the drawn scenes, ``n 3 h w`` in [-1, 1]."""
-    return to_tensor([draw(scene, size) for scene in scenes])
-
-
-def masks(scenes: list, size: int = 64) -> torch.Tensor:
-    """Return the subjects' coverage, ``n 1 h w`` in [0, 1]."""
-    arrays = np.stack([np.asarray(subject_mask(scene, size), dtype=np.float32) for scene in scenes])
-    return torch.from_numpy(arrays)[:, None] / 255
 
 
 def nearest_coat(x: torch.Tensor, scenes: list[Scene], mask: torch.Tensor) -> torch.Tensor:
@@ -184,57 +169,6 @@ def worn_figures(
     return results
 
 
-def calibration(
-    reconstruct: Callable[[torch.Tensor], torch.Tensor],
-    recogniser: Recogniser,
-    twin: Recogniser,
-    n: int = 200,
-    seed: int = 1,
-) -> dict[str, dict[str, Figures]]:
-    """Return what every measure says of answers that need no editor, kind by kind: the true picture, the true picture
-    through a first stage, the input copied, and noise.
-
-    reconstruct: a first stage, there and back, of pictures ``b 3 h w`` in [-1, 1].
-    """
-
-    def told(edits: list[Edit], figures: Callable[[list[Edit], torch.Tensor], Figures]) -> dict[str, Figures]:
-        before, truth = (pictures([getattr(e, side) for e in edits]) for side in ("source", "target"))
-        answers = {
-            "truth": truth,
-            "truth through the first stage": torch.cat([reconstruct(part) for part in truth.split(50)]).clamp(-1, 1),
-            "input copied": before,
-            "noise": torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1,
-        }
-        return {name: figures(edits, x) for name, x in answers.items()}
-
-    judged = partial(figures_of, recogniser=recogniser, twin=twin)
-    results = {kind: told(draw_edits(n, seed, kind), judged) for kind in KINDS}
-    for item in WORN:
-        results[f"class, in a {item}"] = told(worn_edits(item, n, seed), partial(kept_figures, item=item))
-    return results
-
-
-def draw_captions(n: int, seed: int) -> tuple[list[Scene], list[str]]:
-    """Return n random scenes that no training run draws, with a caption each."""
-    captioned = []
-    for i in range(n):
-        rng = np.random.default_rng([seed, i, 84])
-        scene = random_scene(rng)
-        captioned.append((scene, caption(scene, rng, rare_share=0)))
-    return [scene for scene, _ in captioned], [text for _, text in captioned]
-
-
-def text_figures(x: torch.Tensor, scenes: list[Scene], recogniser: Recogniser, twin: Recogniser) -> Figures:
-    """Return the measures of pictures made from captions: whether animal, place and style are those of the scenes.
-    x: the pictures, ``n 3 h w`` in [-1, 1]."""
-    looks, right = surroundings(x), {}
-    for name, judge in (("animal recognised", recogniser), ("animal recognised (colour-blind)", twin)):
-        right[name] = [a == scene.animal for a, scene in zip(judge.animals(x), scenes, strict=True)]
-    right["place recognised"] = [place == scene.place for (place, _), scene in zip(looks, scenes, strict=True)]
-    right["style recognised"] = [style == scene.style for (_, style), scene in zip(looks, scenes, strict=True)]
-    return {name: bootstrap(torch.tensor(values).float()) for name, values in right.items()}
-
-
 def editing(editor: ImageEditor, settings: EditSettings, batch_size: int = 50) -> Callable:
     """Return an editor as ``measure`` wants it; picture i has seed i."""
 
@@ -248,21 +182,6 @@ def editing(editor: ImageEditor, settings: EditSettings, batch_size: int = 50) -
     return edit
 
 
-def first_stage_figures(reconstruct: Callable[[torch.Tensor], torch.Tensor], n: int = 200, seed: int = 2) -> Figures:
-    """Return what a first stage loses: PSNR of everything, inside the animals, and inside the subjects."""
-    plain = [random_scene(np.random.default_rng([seed, i, 78])) for i in range(n)]
-    names = list(SUBJECTS)
-    subjects = [subject_scene(np.random.default_rng([seed, i, 79]), names[i % len(names)]) for i in range(n)]
-    figures = {}
-    for title, scenes in (("animals", plain), ("subjects", subjects)):
-        x, mask = pictures(scenes), masks(scenes)
-        back = torch.cat([reconstruct(part) for part in x.split(50)]).clamp(-1, 1)
-        figures[f"{title}: inside the mask (dB)"] = bootstrap(m.masked_psnr(back, x, mask))
-        figures[f"{title}: whole picture (dB)"] = bootstrap(m.exact_psnr(back, x))
-        figures[f"{title}: roughness inside"] = bootstrap(m.roughness(back, x, mask))
-    return figures
-
-
 def table(results: dict[str, Figures]) -> str:
     """Return figures as a Markdown table."""
     lines = ["| edit | measure | mean | 95 % interval | n |", "|---|---|---|---|---|"]
@@ -270,17 +189,6 @@ def table(results: dict[str, Figures]) -> str:
         for name, v in figures.items():
             span = f"{v.low:.3g} to {v.high:.3g}" if v.known else ""
             lines.append(f"| {kind} | {name} | {v.mean:.3g} | {span} | {v.n} |")
-    return "\n".join(lines)
-
-
-def calibration_table(results: dict[str, dict[str, Figures]]) -> str:
-    """Return what ``calibration`` found as a Markdown table: a row a measure, a column an answer."""
-    answers = list(next(iter(results.values())))
-    lines = [f"| edit | measure | {' | '.join(answers)} |", "|---|---|" + "---|" * len(answers)]
-    for kind, by_answer in results.items():
-        for name in by_answer[answers[0]]:
-            cells = " | ".join(str(by_answer[answer][name]) for answer in answers)
-            lines.append(f"| {kind} | {name} | {cells} |")
     return "\n".join(lines)
 
 
@@ -296,26 +204,3 @@ def edit_sheet(edit: Callable, n: int = 60, seed: int = 1, columns: int = 5, siz
     rows = [slice(i, i + columns) for i in range(0, n, columns)]
     cell = 2 * pairs[0].width
     return contact_sheet([pairs[row] for row in rows], cell=cell, captions=[texts[row] for row in rows])
-
-
-def write_photos(folder: Path, name: str, n: int = 12, size: int = 64) -> list[Path]:
-    """Write a subject's photos ``01.png`` to ``n.png``: different places and poses, by day. Returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for i in range(n):
-        rng = np.random.default_rng([sum(map(ord, name)), i, 81])
-        scene = subject_scene(rng, name, style="day", hat=None)
-        paths.append(folder / f"{i + 1:02d}.png")
-        draw(scene, size).save(paths[-1])
-    return paths
-
-
-def write_pictures(folder: Path, animal: str, n: int = 12, size: int = 64) -> list[Path]:
-    """Write pictures ``01.png`` to ``n.png`` of an animal in its natural coats, by day. Returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for i in range(n):
-        rng = np.random.default_rng([sum(map(ord, animal)), i, 83])
-        paths.append(folder / f"{i + 1:02d}.png")
-        draw(random_scene(rng, animal=animal, style="day", hat=None, collar=None), size).save(paths[-1])
-    return paths

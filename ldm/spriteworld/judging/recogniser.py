@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +16,6 @@ from ldm.checkpoint.save import save_checkpoint
 from ldm.data.images import to_tensor
 from ldm.errors import UserError
 from ldm.spriteworld.world.scene import ANIMALS, COLOURS, SUBJECTS, Scene, coloured, draw, random_scene, subject_scene
-
-logger = logging.getLogger(__name__)
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -60,7 +57,7 @@ class Recogniser(nn.Module):
 
     @torch.no_grad()
     def is_subject(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """Return ``(b,)`` booleans: is the subject of that name in the picture. Raises ValueError for another name."""
+        """Return ``(b,)`` booleans: is the subject of that name in the picture. Raises UserError for another name."""
         if name not in self.subjects:
             raise UserError(f"the recogniser does not know the subject '{name}'; it knows {', '.join(self.subjects)}")
         return self(x)[1].argmax(1) == 1 + self.subjects.index(name)
@@ -81,9 +78,9 @@ def sample(rng: np.random.Generator) -> tuple[Scene, int, int]:
 
 def batch(seed: int, first: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return pictures ``size 3 64 64`` with both labels; item i depends on (seed, first + i) alone."""
-    drawn = [sample(np.random.default_rng([seed, first + i])) for i in range(size)]
-    pictures = to_tensor([draw(scene) for scene, _, _ in drawn])
-    return pictures, torch.tensor([a for _, a, _ in drawn]), torch.tensor([s for _, _, s in drawn])
+    samples = [sample(np.random.default_rng([seed, first + i])) for i in range(size)]
+    pictures = to_tensor([draw(scene) for scene, _, _ in samples])
+    return pictures, torch.tensor([a for _, a, _ in samples]), torch.tensor([s for _, _, s in samples])
 
 
 def disturb(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -156,10 +153,15 @@ def save_recogniser(model: Recogniser, path: Path, results: dict) -> None:
 
 
 def load_recogniser(path: Path) -> Recogniser:
-    """Load a shipped recogniser. Raises ValueError if the file is none."""
+    """Load a shipped recogniser. Raises UserError if the file is none."""
     checkpoint = read_checkpoint(path)
     if "recogniser" not in checkpoint.metadata:
         raise UserError(f"'{path}' is no recogniser")
     model = Recogniser(**checkpoint.metadata["recogniser"])
     model.load_state_dict({k: v.float() for k, v in checkpoint.tensors.items()})
     return model.eval()
+
+
+def load_judges(data: Path) -> tuple[Recogniser, Recogniser]:
+    """Load the recogniser and its colour-blind twin from the folder of the shipped weights."""
+    return load_recogniser(data / "recogniser.safetensors"), load_recogniser(data / "recogniser-grey.safetensors")

@@ -15,9 +15,10 @@ from ldm.data.images import open_rgb, to_images, to_tensor
 from ldm.data.instructions import INSTANCE_TEMPLATES, REGULARIZATION_TEMPLATES, fill
 from ldm.evaluation.statistics import bootstrap
 from ldm.spriteworld.judging import measures as m
-from ldm.spriteworld.judging.editor import Figures, masks, measure, pictures
+from ldm.spriteworld.judging.editor import Figures, measure
 from ldm.spriteworld.judging.recogniser import Recogniser
 from ldm.spriteworld.world.scene import ANIMALS, SUBJECTS, Scene, draw, random_scene, swap
+from ldm.spriteworld.world.tensors import masks, pictures
 
 Edit = Callable[[torch.Tensor, list[str]], torch.Tensor]
 
@@ -54,41 +55,58 @@ def subject_figures(
 ) -> tuple[Figures, float]:
     """Return an editor's figures about one subject, and the diversity of its plain class pictures.
 
-    photos: the training photos, ``k 3 h w``; trained: source words of the training pairs; identifier: "" asks for the
-    plain class only. Every figure is over n fresh scenes.
+    photos: the training photos, ``k 3 h w``. trained: source words of the training pairs. identifier: "" asks for the
+    plain class only. n: fresh scenes of every figure.
     """
-    word = SUBJECTS[subject].class_word
     figures: Figures = {}
-    unseen = unseen_sources(subject, trained)
-    for title, sources in (("trained source", list(trained)), ("unseen source", unseen)):
-        scenes = [s for k, source in enumerate(sources) for s in source_scenes(source, -(-n // len(sources)), seed + k)]
-        scenes = scenes[:n]
-        before, truth = pictures(scenes), pictures([true_scene(s, subject) for s in scenes])
-        was, will = masks(scenes), masks([true_scene(s, subject) for s in scenes])
-        empty = to_tensor([draw(s, empty=True) for s in scenes])
-        texts = [fill(INSTANCE_TEMPLATES[0], identifier, word, s.animal) for s in scenes]
-        x = edit(before, texts)
-        figures |= {
-            f"{title}: subject recognised": bootstrap(recogniser.is_subject(x, subject).float()),
-            f"{title}: colour distance": bootstrap(m.colour_distance(x, truth, will)),
-            f"{title}: pattern distance": bootstrap(m.pattern_distance(x, truth, will)),
-            f"{title}: background kept (dB)": bootstrap(m.background_psnr(x, before, was, will)),
-            f"{title}: training background": bootstrap(m.training_background(x, before, photos, was, will)),
-            f"{title}: second subject": bootstrap(m.second_subject(x, before, was, will)),
-            f"{title}: incomplete edit": bootstrap(m.incomplete(x, empty, was, will)),
-            f"{title}: roughness": bootstrap(m.roughness(x, truth)),
-        }
-    scenes = [
-        s for k, source in enumerate(trained) for s in source_scenes(source, -(-n // len(trained)), seed + 50 + k)
-    ]
-    scenes = scenes[:n]
-    before, was = pictures(scenes), masks(scenes)
-    will = masks([true_scene(s, subject) for s in scenes])
-    x = edit(before, [fill(REGULARIZATION_TEMPLATES[0], "", word, s.animal) for s in scenes])
-    figures["plain class: leak of the subject"] = bootstrap(recogniser.is_subject(x, subject).float())
-    animals = recogniser.animals(x)
-    figures["plain class: recognised"] = bootstrap(torch.tensor([a == word for a in animals]).float())
-    figures["plain class: background kept (dB)"] = bootstrap(m.background_psnr(x, before, was, will))
+    for title, sources in (("trained source", trained), ("unseen source", unseen_sources(subject, trained))):
+        scenes = _scenes_of(sources, n, seed)
+        replaced = _replaced_figures(edit, scenes, subject, recogniser, photos, identifier)
+        figures |= {f"{title}: {name}": value for name, value in replaced.items()}
+    plain, diversity = _plain_class_figures(edit, _scenes_of(trained, n, seed + 50), subject, recogniser)
+    return figures | {f"plain class: {name}": value for name, value in plain.items()}, diversity
+
+
+def _scenes_of(sources: Sequence[str], n: int, seed: int) -> list[Scene]:
+    """Return n scenes, about as many of each source class."""
+    each = -(-n // len(sources))
+    return [scene for k, source in enumerate(sources) for scene in source_scenes(source, each, seed + k)][:n]
+
+
+def _replaced_figures(
+    edit: Edit, scenes: list[Scene], subject: str, recogniser: Recogniser, photos: torch.Tensor, identifier: str
+) -> Figures:
+    """Return how well the animals of scenes are replaced with the subject."""
+    true = [true_scene(scene, subject) for scene in scenes]
+    before, truth, was, will = pictures(scenes), pictures(true), masks(scenes), masks(true)
+    empty = to_tensor([draw(scene, empty=True) for scene in scenes])
+    word = SUBJECTS[subject].class_word
+    x = edit(before, [fill(INSTANCE_TEMPLATES[0], identifier, word, scene.animal) for scene in scenes])
+    return {
+        "subject recognised": bootstrap(recogniser.is_subject(x, subject).float()),
+        "colour distance": bootstrap(m.colour_distance(x, truth, will)),
+        "pattern distance": bootstrap(m.pattern_distance(x, truth, will)),
+        "background kept (dB)": bootstrap(m.background_psnr(x, before, was, will)),
+        "training background": bootstrap(m.training_background(x, before, photos, was, will)),
+        "second subject": bootstrap(m.second_subject(x, before, was, will)),
+        "incomplete edit": bootstrap(m.incomplete(x, empty, was, will)),
+        "roughness": bootstrap(m.roughness(x, truth)),
+    }
+
+
+def _plain_class_figures(
+    edit: Edit, scenes: list[Scene], subject: str, recogniser: Recogniser
+) -> tuple[Figures, float]:
+    """Return what becomes of the subject's class without the identifier, and the diversity of those pictures."""
+    word = SUBJECTS[subject].class_word
+    before, was, will = pictures(scenes), masks(scenes), masks([true_scene(s, subject) for s in scenes])
+    x = edit(before, [fill(REGULARIZATION_TEMPLATES[0], "", word, scene.animal) for scene in scenes])
+    recognised = torch.tensor([animal == word for animal in recogniser.animals(x)]).float()
+    figures = {
+        "leak of the subject": bootstrap(recogniser.is_subject(x, subject).float()),
+        "recognised": bootstrap(recognised),
+        "background kept (dB)": bootstrap(m.background_psnr(x, before, was, will)),
+    }
     return figures, m.diversity(x, will)
 
 

@@ -18,10 +18,10 @@ from ldm.evaluation.metrics import Measure, similarity
 from ldm.evaluation.sources import PRIOR, repeated
 from ldm.project import SPRITEWORLD
 from ldm.spriteworld.judging import measures as m
-from ldm.spriteworld.judging.editor import masks, pictures
 from ldm.spriteworld.judging.recogniser import Recogniser, load_recogniser
 from ldm.spriteworld.judging.surroundings import surroundings
 from ldm.spriteworld.world.scene import COLOURS, SUBJECTS, Scene
+from ldm.spriteworld.world.tensors import masks, pictures
 
 _FIRST, _MIDDLE, _LAST = (
     "background kept (dB)",

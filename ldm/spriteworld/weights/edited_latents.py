@@ -12,9 +12,9 @@ from ldm.checkpoint.read import read_checkpoint
 from ldm.files import check_writable
 from ldm.inference.editor import ImageEditor
 from ldm.inference.settings import EditSettings
-from ldm.spriteworld.judging.editor import masks, pictures
 from ldm.spriteworld.weights.latent_pictures import save_latent_pictures
 from ldm.spriteworld.world.dataset import SpritePictures, SpriteTriplets, pixel_weights
+from ldm.spriteworld.world.tensors import masks, pictures
 
 SCALES = ((1.0, 1.0), (1.25, 1.1), (1.5, 1.2))  # of text and picture, a batch each in turn; the middle one ships
 HATS = 0.5  # heads under hats are the hardest to draw: there the first stage loses most
@@ -27,11 +27,11 @@ Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # latents, pictures, pix
 def write_edited_latents(
     ckpt: Path, output: Path, n: int, seed: int, n_pictures: int | None = None, batch_size: int = 50
 ) -> Path:
-    """Write the latents of n edits of fresh triplets, and those of n_pictures in any coat as the encoder makes them.
+    """Write the latents of edits of fresh triplets, and of pictures in any coat as the encoder makes them.
 
     Every new animal's coat is named, so the true picture is known; a third of the edits is made without guidance, the
-    rest with some. ckpt: an editor; n_pictures: None for n. Returns the file's path. Raises ValueError for a model that
-    edits no pictures.
+    rest with some. ckpt: an editor. n: edits. n_pictures: pictures in any coat, None for n. Returns the file's path.
+    Raises UserError for a model that edits no pictures.
     """
     checkpoint = read_checkpoint(ckpt)
     check_writable(output)
@@ -64,8 +64,8 @@ def _edited(editor: ImageEditor, own: EditSettings, n: int, seed: int, batch_siz
 
 
 def _encoded(editor: ImageEditor, n: int, seed: int, batch_size: int) -> Iterator[Part]:
-    drawn = SpritePictures(n, seed, subject_weight=WEIGHT, low_contrast=LOW_CONTRAST, any_coat=0.8, any_hat=HATS)
+    dataset = SpritePictures(n, seed, subject_weight=WEIGHT, low_contrast=LOW_CONTRAST, any_coat=0.8, any_hat=HATS)
     for numbers in _batches(n, batch_size, "pictures"):
-        items = [drawn[i] for i in numbers]
+        items = [dataset[i] for i in numbers]
         x, weight = (torch.stack([item[name] for item in items]) for name in ("edited", "weight"))
         yield editor.model.picture_condition(x.to(editor.device)).float().cpu(), x, weight

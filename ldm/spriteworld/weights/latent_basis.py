@@ -30,7 +30,7 @@ def widen(stage: Any, wider: Any) -> None:
 
     The wider one makes the same pictures by the latent's mean: its first channels are the old latent; of the others
     the encoder makes something (by ``wider``'s own random weights), the decoder nothing yet. stage, wider:
-    ``AutoencoderKL`` that are alike but for ``embed_dim`` and ``z_channels``, which are equal. Raises ValueError for
+    ``AutoencoderKL`` that are alike but for ``embed_dim`` and ``z_channels``, which are equal. Raises UserError for
     any others.
     """
     c, more = stage.embed_dim, wider.embed_dim
@@ -73,7 +73,7 @@ def whiten(stage: Any, x: torch.Tensor, power: float = 0.0) -> None:
     other, so that a squared error of latents is about one of pictures, and a channel that the decoder hardly looks at
     is hardly there. The change is linear and undone before decoding: reconstructions by the latent's mean stay what
     they were. The posterior's noise becomes 0.05 of each channel at most. stage: an ``AutoencoderKL``; x: ``b 3 H W``
-    in [-1, 1]. Raises ValueError for a power outside 0 to 1.
+    in [-1, 1]. Raises UserError for a power outside 0 to 1.
     """
     if not 0 <= power <= 1:
         raise UserError(f"power is {power}; 0 (white) to 1 is expected")
@@ -140,7 +140,7 @@ def follow(model: Any, stage: Any, scale_factor: float, x: torch.Tensor) -> tupl
     ``LatentDiffusion`` that predicts x0; stage: an ``AutoencoderKL``, also of another number of channels; x:
     ``b 3 H W``.
 
-    Returns the shares of variance explained, old by new and new by old. Raises ValueError for another prediction or
+    Returns the shares of variance explained, old by new and new by old. Raises UserError for another prediction or
     latents of another size.
     """
     if model.parameterization != "x0":

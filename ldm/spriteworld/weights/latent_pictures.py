@@ -25,7 +25,7 @@ class LatentPictures(Dataset):
     """
 
     def __init__(self, files: str | Sequence[str]):
-        """files: one or several that ``save_latent_pictures`` wrote. Raises FileNotFoundError for none, ValueError for
+        """files: one or several that ``save_latent_pictures`` wrote. Raises MissingFileError for none, UserError for
         what is no such file, or files that do not belong together."""
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in NAMES}
         for path in [files] if isinstance(files, str) else list(files):
@@ -74,7 +74,7 @@ def _read(path: str) -> dict[str, torch.Tensor]:
 
 def save_latent_pictures(path: str | Path, z: torch.Tensor, edited: torch.Tensor, weight: torch.Tensor) -> None:
     """Write latents ``n c h w`` (unscaled), pictures ``n 3 H W`` in [-1, 1] and weights ``n 1 H W`` as one file, at 2,
-    1 and 2 bytes a value; its folder is made. Raises ValueError for latents that are not finite in half precision."""
+    1 and 2 bytes a value; its folder is made. Raises UserError for latents that are not finite in half precision."""
     if not z.half().isfinite().all():
         raise UserError(
             f"the latents are not finite; '{path}' is not written (fp16 overflows; a GPU with bf16, or a CPU)"

@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
     ):
         """lr: of AdamW; muon_lr: of the orthogonalised updates; weight_decay: of both, decoupled.
 
-        Raises ValueError for parameters without names or a rate that is not above 0.
+        Raises UserError for parameters without names or a rate that is not above 0.
         """
         params = list(params)
         if any(not isinstance(p, tuple) for p in params):

@@ -20,7 +20,7 @@ def net2wider(model: nn.Module, wider: nn.Module, seed: int = 0) -> None:
     random shares, each weight its own), so that both networks compute the same and the copies learn apart. Exact where
     features are a whole multiple, and where group normalisation has as many groups in both. A residual block that needs
     a shortcut where it had none gets the identity. model, wider: modules with the same parameters' names otherwise, of
-    convolutions, linear layers and normalisations. Raises ValueError for names or shapes that do not fit.
+    convolutions, linear layers and normalisations. Raises UserError for names or shapes that do not fit.
     """
     old, new = model.state_dict(), wider.state_dict()
     for name in sorted(new.keys() - old.keys()):

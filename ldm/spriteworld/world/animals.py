@@ -473,7 +473,7 @@ def _hat(animal: str) -> list[Part]:
 def figure(animal: str, stance: str, hat: bool = False) -> Figure:
     """Build an animal in a stance; one with a hat lays its ears back, and is else the same.
 
-    :raises ValueError: for an unknown animal or stance, naming the known ones.
+    Raises UserError for an unknown animal or stance, naming the known ones.
     """
     if animal not in FRAMES:
         raise UserError(f"unknown animal {animal!r}: expected one of {', '.join(ANIMALS)}")

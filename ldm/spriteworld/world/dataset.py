@@ -37,9 +37,21 @@ def _check_share(name: str, share: float) -> None:
         raise UserError(f"{name} is {share}; a share from 0 to 1 is expected")
 
 
-class _Drawn(Dataset):
+def _check_kinds(kinds: dict[str, float]) -> None:
+    for kind, weight in kinds.items():
+        if kind not in KINDS:
+            raise UserError(f"unknown kind of edit {kind!r} in kinds; known: {', '.join(KINDS)}")
+        if not weight >= 0:
+            raise UserError(f"kinds.{kind} is {weight}; a weight from 0 is expected")
+    if not sum(kinds.values()) > 0:
+        raise UserError("kinds has no weight above 0")
+
+
+class SceneDataset(Dataset):
+    """Items that are drawn from scenes, a pure function of the seed and their number."""
+
     def __init__(self, length: int, seed: int = 0, size: int = 64):
-        """length: how many different items there are; size: pixels of a side."""
+        """length: how many different items there are. seed: of all of them. size: pixels of a side."""
         if length < 1:
             raise UserError(f"length is {length}; a dataset needs at least 1 item")
         self.length, self.seed, self.size = length, seed, size
@@ -54,7 +66,7 @@ class _Drawn(Dataset):
         return to_tensor(draw(scene, self.size))[0]
 
 
-class SpritePictures(_Drawn):
+class SpritePictures(SceneDataset):
     """Pictures for a first stage: ``edited`` (3 h w, [-1, 1]) and ``weight`` (1 h w, higher inside the animal).
 
     Many of the animals wear any two colours in any pattern, and half of those a collar, so that a subject's marks
@@ -72,14 +84,17 @@ class SpritePictures(_Drawn):
         any_coat: float = 0.5,
         any_hat: float = 0.0,
     ):
-        """subject_weight: how much more a pixel of the animal counts than one of the background. any_coat: the share
-        of animals in any two colours and any pattern. any_hat: the share of animals that get a hat of any colour (an
-        eighth of the others wear one).
+        """length, seed, size: see ``SceneDataset``.
 
-        crop: give only a window of so many pixels a side, its centre somewhere in the animal (a first stage is
-        convolutional: it learns the details from windows at a fraction of the cost). low_contrast: how many times more
-        a picture of no contrast in and around the animal may count (a dark animal at night); 1 for all alike. Raises
-        ValueError for a window that is larger than the picture or a factor below 1.
+        subject_weight: how much more a pixel of the animal counts than one of the background.
+        crop: give only a window of so many pixels a side, its centre somewhere in the animal; None for whole pictures
+        (a first stage is convolutional: it learns the details from windows at a fraction of the cost).
+        low_contrast: how many times more a picture of no contrast in and around the animal may count (a dark animal at
+        night); 1 for all alike.
+        any_coat: the share of animals in any two colours and any pattern.
+        any_hat: the share of animals that get a hat of any colour (an eighth of the others wear one).
+
+        Raises UserError for a window that is larger than the picture, a factor below 1 or a share outside 0 to 1.
         """
         super().__init__(length, seed, size)
         if crop is not None and not 0 < crop <= size:
@@ -150,7 +165,7 @@ def pixel_weights(
     return (1 + subject_weight * inside) * min(low_contrast, max(1.0, CONTRAST / contrast(picture, mask)))
 
 
-class SpriteCaptions(_Drawn):
+class SpriteCaptions(SceneDataset):
     """Captioned pictures for text to image: ``edited`` and ``text``."""
 
     def __init__(self, length: int, seed: int = 0, size: int = 64, rare_share: float = RARE_SHARE):
@@ -168,7 +183,7 @@ class SpriteCaptions(_Drawn):
         return {"edited": self._picture(scene), "text": caption(scene, rng, self.rare_share)}
 
 
-class SpriteTriplets(_Drawn):
+class SpriteTriplets(SceneDataset):
     """Edits: ``input`` and ``edited`` pictures (3 h w, [-1, 1]) and the instruction as ``text``."""
 
     def __init__(
@@ -184,29 +199,29 @@ class SpriteTriplets(_Drawn):
         any_collar: float = 0.0,
         kinds: dict[str, float] | None = None,
     ):
-        """rare_share: the share of class instructions with a meaningless rare word before the class word (of the other
-        kinds, see ``random_edit``). any_coat: the share of inputs whose animal wears any two colours in any pattern;
-        what does not ask for another coat keeps it. any_style: the share of class, place and accessory edits whose
-        style is drawn evenly (three of four scenes are by day otherwise). named_coat: the share of class edits that say
-        which coat the new animal wears ("a golden dog": nothing is left to luck). any_hat: the share of all but
-        accessory edits whose animal gets a hat of any colour (an eighth of the others wear one): a head under a hat is
-        the hardest to replace. any_collar: the same with a collar, which a swap else forgets. kinds: weights of the
-        kinds of edits, those not named 0; None for ``KIND_SHARES``. Raises ValueError for a share outside 0 to 1, or
-        for an unknown kind or a weight below 0.
+        """length, seed, size: see ``SceneDataset``.
+
+        rare_share: the share of class instructions with a meaningless rare word before the class word (of the other
+        kinds, see ``random_edit``).
+        any_coat: the share of inputs whose animal wears any two colours in any pattern; what does not ask for another
+        coat keeps it.
+        any_style: the share of class, place and accessory edits whose style is drawn evenly (three of four scenes are
+        by day otherwise).
+        named_coat: the share of class edits that say which coat the new animal wears ("a golden dog": nothing is left
+        to luck).
+        any_hat: the share of all but accessory edits whose animal gets a hat of any colour (an eighth of the others
+        wear one): a head under a hat is the hardest to replace.
+        any_collar: the same with a collar, which a swap else forgets.
+        kinds: weights of the kinds of edits, those not named 0; None for ``KIND_SHARES``.
+
+        Raises UserError for a share outside 0 to 1, an unknown kind or a weight below 0.
         """
         super().__init__(length, seed, size)
-        _check_share("any_coat", any_coat)
-        _check_share("any_style", any_style)
-        _check_share("named_coat", named_coat)
-        _check_share("any_hat", any_hat)
-        _check_share("any_collar", any_collar)
-        for kind, weight in (kinds or {}).items():
-            if kind not in KINDS:
-                raise UserError(f"unknown kind of edit {kind!r} in kinds; known: {', '.join(KINDS)}")
-            if not weight >= 0:
-                raise UserError(f"kinds.{kind} is {weight}; a weight from 0 is expected")
-        if kinds is not None and not sum(kinds.values()) > 0:
-            raise UserError("kinds has no weight above 0")
+        shares = {"any_coat": any_coat, "any_style": any_style, "named_coat": named_coat}
+        for name, share in {**shares, "any_hat": any_hat, "any_collar": any_collar}.items():
+            _check_share(name, share)
+        if kinds is not None:
+            _check_kinds(kinds)
         self.rare_share, self.any_coat, self.any_style, self.kinds = rare_share, any_coat, any_style, kinds
         self.named_coat, self.any_hat, self.any_collar = named_coat, any_hat, any_collar
 

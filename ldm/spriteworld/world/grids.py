@@ -29,10 +29,11 @@ class ReconstructionSheet:
     """Pictures above, what the first stage gives back below: random scenes, then each subject."""
 
     def __init__(self, scenes: int = 8, size: int = 64):
-        """scenes: how many random ones."""
+        """scenes: how many random ones. size: pixels of a side."""
         rng = np.random.default_rng(7)
-        drawn = [random_scene(rng) for _ in range(scenes)] + [subject_scene(rng, name) for name in SUBJECTS]
-        self.pictures = [draw(scene, size) for scene in drawn]
+        examples = [random_scene(rng) for _ in range(scenes)]
+        examples += [subject_scene(rng, name) for name in SUBJECTS]
+        self.pictures = [draw(scene, size) for scene in examples]
 
     def __call__(self, model: Any) -> Image.Image:
         """Return the sheet. model: an AutoencoderKL."""
@@ -62,7 +63,7 @@ class EditSheet:
     def __init__(
         self, scenes: int = 6, size: int = 64, steps: int = 12, text_scale: float = 1.25, image_scale: float = 1.1
     ):
-        """scenes: rows; steps and the two scales: of the sampling."""
+        """scenes: rows. size: pixels of a side. steps, text_scale, image_scale: of the sampling."""
         rng = np.random.default_rng(11)
         self.scenes = [random_scene(rng, style="day") for _ in range(scenes)]
         self.pictures = [draw(scene, size) for scene in self.scenes]

@@ -232,7 +232,7 @@ def _paint(place: str, seed: int, side: int) -> tuple[Image.Image, tuple[Light, 
 def paint(place: str, seed: int, side: int) -> tuple[Image.Image, tuple[Light, ...]]:
     """Paint a place, before any style grades it: an RGB picture of side x side pixels, and what glows there at night.
 
-    :raises ValueError: for an unknown place, naming the known ones.
+    Raises UserError for an unknown place, naming the known ones.
     """
     if place not in PAINTERS:
         raise UserError(f"unknown place {place!r}: expected one of {', '.join(PLACES)}")

@@ -167,7 +167,7 @@ def _known(what: str, value: str, names: tuple[str, ...]) -> None:
 def coloured(coat: Coat, name: str) -> Coat:
     """Dye a coat: the whole animal in a named colour, with a shade of it as the second colour.
 
-    :raises ValueError: for an unknown colour, naming the known ones.
+    Raises UserError for an unknown colour, naming the known ones.
     """
     _known("colour", name, tuple(COLOURS))
     main = COLOURS[name]
@@ -312,9 +312,9 @@ def _cast_shadow(picture: Image.Image, pose: Pose, shape: Figure, side: int) -> 
 def draw(scene: Scene, size: int = 64, supersample: int = 4, empty: bool = False) -> Image.Image:
     """Draw a scene: RGB, size x size pixels, the same bytes for the same scene everywhere.
 
-    :param supersample: how many times larger the scene is drawn before it is averaged down.
-    :param empty: leave the animal and its shadow out.
-    :raises ValueError: for an unknown animal, stance, facing, pattern, place, style or colour, naming the known ones.
+    supersample: how many times larger the scene is drawn before it is averaged down.
+    empty: leave the animal and its shadow out.
+    Raises UserError for an unknown animal, stance, facing, pattern, place, style or colour, naming the known ones.
     """
     _check(scene, size, supersample)
     side = size * supersample
@@ -340,7 +340,7 @@ def draw(scene: Scene, size: int = 64, supersample: int = 4, empty: bool = False
 def subject_mask(scene: Scene, size: int = 64, supersample: int = 4) -> Image.Image:
     """Draw how much of each pixel the animal with its collar and hat covers, without its shadow: L, 0 to 255.
 
-    :raises ValueError: as `draw` does.
+    Raises UserError as `draw` does.
     """
     _check(scene, size, supersample)
     _known("place", scene.place, PLACES)
@@ -354,8 +354,8 @@ def _pick(u: float, choices: tuple) -> object:
 def random_scene(rng: np.random.Generator, **fixed: object) -> Scene:
     """Draw a scene: a natural coat, mostly by day, sometimes with hat or collar.
 
-    :param fixed: fields of Scene or Pose that are given; the others come out as they would without them.
-    :raises ValueError: for a name that is no field of Scene or Pose.
+    fixed: fields of Scene or Pose that are given; the others come out as they would without them.
+    Raises UserError for a name that is no field of Scene or Pose.
     """
     pose_names = {field.name for field in fields(Pose)}
     names = {field.name for field in fields(Scene)} | pose_names
@@ -367,7 +367,7 @@ def random_scene(rng: np.random.Generator, **fixed: object) -> Scene:
     pose = fixed.get("pose", replace(pose, **{k: v for k, v in fixed.items() if k in pose_names}))
     animal = fixed.get("animal", _pick(u[5], ANIMALS))
     _known("animal", animal, ANIMALS)
-    drawn = {
+    values = {
         "animal": animal,
         "pose": pose,
         "coat": _pick(u[6], COATS[animal]),
@@ -377,13 +377,13 @@ def random_scene(rng: np.random.Generator, **fixed: object) -> Scene:
         "collar": _pick(u[10] / 0.15, tuple(COLOURS)) if u[10] < 0.15 else None,
         "seed": int(u[11] * 2**31),
     }
-    return Scene(**(drawn | {k: v for k, v in fixed.items() if k in drawn}))
+    return Scene(**(values | {k: v for k, v in fixed.items() if k in values}))
 
 
 def swap(scene: Scene, animal: str, choice: np.random.Generator | Coat) -> Scene:
     """Put another animal in the same scene; `choice` is its coat, or draws one of its natural coats.
 
-    :raises ValueError: for an unknown animal, naming the known ones.
+    Raises UserError for an unknown animal, naming the known ones.
     """
     _known("animal", animal, ANIMALS)
     coat = choice if isinstance(choice, Coat) else _pick(choice.random(), COATS[animal])
@@ -393,7 +393,7 @@ def swap(scene: Scene, animal: str, choice: np.random.Generator | Coat) -> Scene
 def subject_scene(rng: np.random.Generator, name: str, **fixed: object) -> Scene:
     """Draw a scene with a subject: its coat and its collar, no hat unless one is fixed.
 
-    :raises ValueError: for an unknown subject, naming the known ones.
+    Raises UserError for an unknown subject, naming the known ones.
     """
     _known("subject", name, tuple(SUBJECTS))
     subject = SUBJECTS[name]

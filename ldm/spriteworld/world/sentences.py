@@ -163,7 +163,7 @@ def _edit_class(rng: np.random.Generator, source: Scene, rare_share: float) -> t
 def with_word(edit: Edit, word: str) -> Edit:
     """Say a word before the new animal of a class edit: "replace the wolf with a `word` dog".
 
-    :raises ValueError: for an edit of another kind.
+    Raises UserError for an edit of another kind.
     """
     if edit.kind != "class":
         raise UserError(f"found {edit.kind!r}: only a class edit has a new animal that a word could describe")
@@ -173,7 +173,7 @@ def with_word(edit: Edit, word: str) -> Edit:
 def with_coat(edit: Edit) -> Edit:
     """Name the new animal's natural coat in a class edit: "replace the wolf with a golden dog".
 
-    :raises ValueError: for an edit of another kind, or a coat that is not natural.
+    Raises UserError for an edit of another kind, or a coat that is not natural.
     """
     if edit.target.coat not in COAT_WORDS:
         raise UserError(f"found {edit.target.coat}: only a natural coat has a word")
@@ -244,9 +244,9 @@ def random_edit(
     style, or from night or sunset back to day; an accessory without a colour in the instruction is red. Scenes drawn
     for a colour or an accessory are not grey (a grey source that is given may still get a hat).
 
-    :param rare_share: how often (0 to 1) a rare word stands before the new class word; where another edit says "the
+    rare_share: how often (0 to 1) a rare word stands before the new class word; where another edit says "the
         dog", one does NAMED times as often.
-    :raises ValueError: for an unknown kind, or for a style or colour edit of a grey source (what it asks for cannot
+    Raises UserError for an unknown kind, or for a style or colour edit of a grey source (what it asks for cannot
         be seen, or cannot be known).
     """
     if kind is not None and kind not in KINDS:
@@ -274,7 +274,7 @@ def caption(scene: Scene, rng: np.random.Generator, rare_share: float = RARE_SHA
 
     Unnatural colours, hat, collar, place and style are always said; a natural colour and the stance only sometimes.
 
-    :param rare_share: how often (0 to 1) a rare word stands before the class word.
+    rare_share: how often (0 to 1) a rare word stands before the class word.
     """
     say_coat, say_stance = rng.random() < 0.4, rng.random() < 0.25
     adjective = colour_word(scene.coat) or (COAT_WORDS.get(scene.coat) if say_coat else None)

@@ -103,8 +103,8 @@ def test_a_class_edit_can_name_the_natural_coat_it_leads_to():
         assert named.instruction.replace(f"{word} ", "", 1) == edit.instruction
     assert any(edit.instruction.startswith("a ") for edit in made)
     later = [with_coat(edit) for edit in made if " a " in edit.instruction]
-    told = {(edit.target.animal, edit.instruction.split(" a ")[-1].split()[0]) for edit in later}
-    assert {("dog", "golden"), ("dog", "brown"), ("cat", "black"), ("wolf", "grey")} <= told
+    named = {(edit.target.animal, edit.instruction.split(" a ")[-1].split()[0]) for edit in later}
+    assert {("dog", "golden"), ("dog", "brown"), ("cat", "black"), ("wolf", "grey")} <= named
     with pytest.raises(ValueError, match="only a class edit"):
         with_coat(edits("place", 1)[0])
     with pytest.raises(ValueError, match="only a natural coat"):
@@ -227,9 +227,9 @@ def test_reserved_words_are_never_drawn(monkeypatch):
 def test_the_share_of_rare_words():
     def share(say) -> float:
         pairs = [[say(np.random.default_rng(i), rare_share) for i in range(2000)] for rare_share in (0.0, None)]
-        for plain, said in zip(*pairs, strict=True):
-            assert said == plain or len(said.split()) == len(plain.split()) + 1
-        return float(np.mean([plain != said for plain, said in zip(*pairs, strict=True)]))
+        for plain, worded in zip(*pairs, strict=True):
+            assert worded == plain or len(worded.split()) == len(plain.split()) + 1
+        return float(np.mean([plain != worded for plain, worded in zip(*pairs, strict=True)]))
 
     def options(rare_share: float | None) -> dict:
         return {} if rare_share is None else {"rare_share": rare_share}
