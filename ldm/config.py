@@ -7,23 +7,21 @@ node that holds them now, wherever they come from: files, overrides, run folders
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import logging
 import sys
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.errors import MissingFileError, MissingPackageError, UserError
+from ldm.typed import check_type, first_line, nearest, plain
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +116,7 @@ def load_config(
 
     overrides: ``key.sub=value`` strings. An override of a key that the file does not have is an error, unless ``also``
     lists it for its section (keys that a section may have beside those that the file sets).
-    Raises FileNotFoundError for a missing file; ValueError for text that is no YAML mapping, or an unknown key.
+    Raises MissingFileError for a missing file; UserError for text that is no YAML mapping, or an unknown key.
     """
     config, changes = _read(Path(path), ()), []
     for text in overrides:
@@ -131,7 +129,7 @@ def load_config(
     try:
         return OmegaConf.merge(config, OmegaConf.from_dotlist(changes))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"cannot apply overrides {list(overrides)} to {path}: {_first_line(error)}") from error
+        raise UserError(f"cannot apply overrides {list(overrides)} to {path}: {first_line(error)}") from error
 
 
 def anchored(config: DictConfig, root: Path) -> DictConfig:
@@ -155,7 +153,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     try:
         config = OmegaConf.load(path)
     except Exception as error:  # yaml's errors share no public base with OmegaConf's
-        raise UserError(f"config '{path}' is not readable YAML: {_first_line(error)}") from error
+        raise UserError(f"config '{path}' is not readable YAML: {first_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"config '{path}' must be a mapping of keys to values")
     config = OmegaConf.create(with_flat_placed(OmegaConf.to_container(config, resolve=False)))
@@ -227,141 +225,8 @@ def _placed_key(dotted: str) -> str:
     return f"{before}.{FLAT[last]}.{last}" if before == "model.params" and last in FLAT else dotted
 
 
-S = TypeVar("S")
-# What a value of a type is called in a message, and the types that it may have.
-KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
-    bool: ("true or false", (bool,)),
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
-    str: ("words (in quotes, if they look like something else)", (str,)),
-    list: ("a list", (list, tuple)),
-    tuple: ("a list", (list, tuple)),
-    dict: ("names and values", (dict,)),
-}
-
-
-def plain(node: Any) -> Any:
-    """Return a config's node as plain containers with its interpolations resolved; any other value as it is.
-
-    Raises UserError for an interpolation that leads nowhere.
-    """
-    if not OmegaConf.is_config(node):
-        return node
-    try:
-        return OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"the config cannot be resolved: {_first_line(error)}") from error
-
-
-def settings(cls: type[S], node: Any, where: str) -> S:
-    """Return the settings (a dataclass that checks its own ranges) that a config's node describes.
-
-    where: the node's place as a message names it, like "training". Raises UserError for an unknown key (naming the
-    nearest known one), a missing one, a value of another type, and for what the dataclass itself refuses.
-    """
-    given = typed(cls, node, where)
-    needed = [f.name for f in fields(cls) if _is_needed(f) and f.name not in given]  # type: ignore[arg-type]
-    if needed:
-        raise UserError(f"{where} lacks {', '.join(needed)}")
-    return cls(**given)
-
-
-def typed(cls: type, node: Any, where: str) -> dict[str, Any]:
-    """Return the fields of a dataclass that a node gives, each of its declared type; raises as ``settings`` does."""
-    node = plain(node)
-    if node is None:
-        return {}
-    check_keys(node, [f.name for f in fields(cls)], where)
-    hints = typing.get_type_hints(cls)
-    return {key: _converted(hints[key], value, f"{where}.{key}") for key, value in node.items()}
-
-
-def check_keys(node: Any, known: Iterable[str], where: str) -> None:
-    """Raise UserError if a node is no mapping, or has a key that is not known (naming the nearest known one)."""
-    if not isinstance(node, Mapping):
-        raise UserError(f"{where} should hold names and values, found {node!r}"[:200])
-    known = list(known)
-    for key in node:
-        if key not in known:
-            raise UserError(f"unknown key '{where}.{key}'{nearest(str(key), known)}")
-
-
-def check_type(hint: Any, value: Any, where: str) -> None:
-    """Raise UserError for a value that is not of a declared type, as far as that is plain (numbers, words, lists)."""
-    if not _fits(hint, value):
-        wanted = " or ".join(dict.fromkeys(_called(part) for part in _alternatives(hint)))
-        raise UserError(
-            f"{where} is {value!r}; {wanted} {'are' if wanted.startswith('names') else 'is'} expected"[:300]
-        )
-
-
-def _converted(hint: Any, value: Any, where: str) -> Any:
-    """Return a value as its type has it (lists where tuples are declared become those). Raises UserError."""
-    check_type(hint, value, where)
-    if isinstance(value, list) and any(_plain(part) is tuple for part in _alternatives(hint)):
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if type(value) is int and float in [_plain(part) for part in _alternatives(hint)]:
-        return float(value) if int not in [_plain(part) for part in _alternatives(hint)] else value
-    return value
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _plain(hint: Any) -> Any:
-    """The type behind a hint: list of list[int], tuple of Sequence[str] (which YAML writes as a list)."""
-    origin = typing.get_origin(hint) or hint
-    if origin is Mapping:
-        return dict
-    return list if origin is Sequence else origin
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    return any(_fits_one(part, value) for part in _alternatives(hint))
-
-
-def _fits_one(hint: Any, value: Any) -> bool:
-    if hint in (None, type(None)):
-        return value is None
-    kind = _plain(hint)
-    if kind not in KINDS:
-        return True  # what is no plain type is checked by whoever takes it
-    if not isinstance(value, KINDS[kind][1]) or (kind is not bool and isinstance(value, bool)):
-        return False
-    inner = typing.get_args(hint)
-    if kind is tuple and inner and Ellipsis not in inner:
-        return len(value) == len(inner) and all(_fits(part, v) for part, v in zip(inner, value, strict=True))
-    if kind in (list, tuple) and inner:
-        return all(_fits(inner[0], v) for v in value)
-    return True
-
-
-def _called(hint: Any) -> str:
-    if hint in (None, type(None)):
-        return "null"
-    kind, inner = _plain(hint), [part for part in typing.get_args(hint) if part is not Ellipsis]
-    name = KINDS[kind][0] if kind in KINDS else getattr(kind, "__name__", str(kind))
-    if kind in (list, tuple) and inner and _plain(inner[0]) in KINDS:
-        several = {int: "whole numbers", float: "numbers", str: "words"}.get(_plain(inner[0]), "such values")
-        return f"a list of {len(inner)} {several}" if kind is tuple and len(inner) > 1 else f"a list of {several}"
-    return name
-
-
-def _is_needed(field: Any) -> bool:
-    import dataclasses
-
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """Return the tail of an error message: the known word most like ``word``, or all of them."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
-
-
 def resolve_alias(target: Any) -> str:
-    """Return our dotted path for a target, which may be upstream's. Raises ValueError for what is no text."""
+    """Return our dotted path for a target, which may be upstream's. Raises UserError for what is no text."""
     if not isinstance(target, str):
         raise UserError(f"target must be a dotted path, found {target!r}"[:200])
     target = target.removeprefix(_OLD_FOLDER)
@@ -371,7 +236,7 @@ def resolve_alias(target: Any) -> str:
 def get_class(target: str) -> Any:
     """Return the object that a dotted path names, after upstream's names are mapped to ours.
 
-    Raises ValueError if it does not exist.
+    Raises UserError if it does not exist.
     """
     module_name, _, name = resolve_alias(target).rpartition(".")
     if not all(part.isidentifier() for part in f"{module_name}.{name}".split(".")):
@@ -392,7 +257,7 @@ def get_class(target: str) -> Any:
 def instantiate_from_config(node: Any, **extra: Any) -> Any:
     """Build the object that ``{target: dotted.path, params: {...}}`` describes; ``extra`` joins the params.
 
-    Parameters without effect today are dropped with one debug line. Raises ValueError for a missing target, for
+    Parameters without effect today are dropped with one debug line. Raises UserError for a missing target, for
     one that does not exist, and for an unknown parameter (naming the nearest known one).
     """
     node = plain(node)
@@ -419,7 +284,7 @@ def instantiate_from_config(node: Any, **extra: Any) -> Any:
     except Exception as error:  # a value that a library cannot use: each has errors of its own for that
         if "memory" in str(error) or _is_ours(error):
             raise
-        raise UserError(f"{node['target']} cannot be built from its params: {_first_line(error)}") from error
+        raise UserError(f"{node['target']} cannot be built from its params: {first_line(error)}") from error
 
 
 def _is_ours(error: Exception) -> bool:
@@ -467,8 +332,3 @@ def _hints(factory: Any) -> dict[str, Any]:
         return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, vars(owner))
     except (NameError, TypeError, AttributeError):
         return {}
-
-
-def _first_line(error: Exception) -> str:
-    name = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
-    return name + " ".join(str(error).split())[:200]

@@ -17,6 +17,7 @@ ROOMS = (
     ("errors",),
     ("project",),
     ("files",),
+    ("typed",),
     ("config",),
     ("cli",),
     ("__main__",),

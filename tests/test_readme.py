@@ -60,11 +60,9 @@ def test_the_layout_names_what_is_there():
     tree = re.search(r"## Where things are\s+```\n(.*?)```", TEXT, re.S)[1]
     top, inside = [], []
     for line in tree.splitlines():
-        name = re.match(r"( *)([\w.]+(?:/[\w.]+)*/?)(?= {2})", line)
-        if name and len(name[1]) == 0:
-            top.append(name[2])
-        elif name and len(name[1]) == 2:
-            inside.append(name[2])
+        names = re.match(r"( *)([\w./]+(?:, [\w./]+)*)(?= {2})", line)
+        if names:
+            (inside if names[1] else top).extend(names[2].split(", "))
     assert all((ROOT / name).exists() for name in top)
     assert all((ROOT / "ldm" / name).exists() for name in inside)
     there = {f"{p.name}/" if p.is_dir() else p.name for p in (ROOT / "ldm").iterdir() if not p.name.startswith("__")}

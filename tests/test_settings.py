@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ldm.config import FLAT, as_written_today, instantiate_from_config, load_config, plain, settings, typed
+from ldm.config import FLAT, as_written_today, instantiate_from_config, load_config
 from ldm.diffusion.objective import Objective
 from ldm.errors import UserError
+from ldm.typed import plain, settings, typed
 
 
 @dataclass(frozen=True)

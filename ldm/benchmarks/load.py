@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from ldm.benchmarks.reference import our_config
-from ldm.config import instantiate_from_config, plain
+from ldm.config import instantiate_from_config
 from ldm.errors import UserError
+from ldm.typed import plain
 
 _CHILD = """
 import json, sys, torch

@@ -35,7 +35,7 @@ print(json.dumps({"load": loaded, "edits": edits, "threads": torch.get_num_threa
 
 def benchmark_shipped(ckpt: Path, picture: Path, rounds: int, threads: int | None = None) -> dict:
     """Return seconds on the CPU in a fresh process, after Python's imports: ``load`` of an editor, ``edits`` one after
-    the other (the first lays out the weights), and how many ``threads`` it took. Raises ValueError if it fails."""
+    the other (the first lays out the weights), and how many ``threads`` it took. Raises UserError if it fails."""
     command = [sys.executable, "-c", _CHILD, str(ckpt), str(picture), str(rounds), str(threads or 0)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:

@@ -13,9 +13,10 @@ from torch import nn
 from ldm.checkpoint.diffusers_format import UNET
 from ldm.checkpoint.load import LoadReport, average_of, compare_keys
 from ldm.checkpoint.read import Checkpoint
-from ldm.config import instantiate_from_config, load_config, plain
+from ldm.config import instantiate_from_config, load_config
 from ldm.errors import UserError
 from ldm.files import fingerprint
+from ldm.typed import plain
 
 _SHOWN = ("global_step", "step", "epoch", "pytorch-lightning_version")
 

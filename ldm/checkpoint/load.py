@@ -66,7 +66,7 @@ def select_weights(checkpoint: Checkpoint, names: list[str], weights: str = "aut
     """Return the tensors with the chosen copy of the UNet under its plain names, and which copy that is.
 
     names: the model's parameter names. weights: "ema", "raw", or "auto" (EMA where the file has it).
-    Raises ValueError if EMA is asked for and absent, or only partly there.
+    Raises UserError if EMA is asked for and absent, or only partly there.
     """
     if weights not in WEIGHTS:
         raise UserError(f"unknown weights '{weights}'; known: {', '.join(WEIGHTS)}")
@@ -93,7 +93,7 @@ def load_into(
 ) -> LoadReport:
     """Put a checkpoint's tensors into a model; a model on the meta device receives them as its own, one copy.
 
-    dtype_of: the type that a parameter gets on the meta device, by name (default: fp32). Raises ValueError if any
+    dtype_of: the type that a parameter gets on the meta device, by name (default: fp32). Raises UserError if any
     parameter is missing or mis-shaped; the line names the first, ``compare_keys`` gives all.
     """
     report, accepted = compare_keys(model, checkpoint, weights)

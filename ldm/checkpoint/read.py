@@ -78,7 +78,7 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint of any format, or the best weights of a run folder; tensors are mapped, not read.
 
-    Raises FileNotFoundError if it is not there, ValueError (one line that says what was found) if it is no checkpoint.
+    Raises MissingFileError if it is not there, UserError (one line that says what was found) if it is no checkpoint.
     """
     path = weights_of(Path(path))
     if path.is_dir():

@@ -14,7 +14,7 @@ def is_run(path: Path) -> bool:
 
 
 def kept_weights(run: Path) -> list[Path]:
-    """Return the weights that a run kept, by step. Raises FileNotFoundError if there are none."""
+    """Return the weights that a run kept, by step. Raises MissingFileError if there are none."""
     kept = [p for p in (run / "checkpoints").glob("step=*") if p.suffix in (".safetensors", ".ckpt")]
     if not kept:
         raise MissingFileError(f"run '{run}' has no checkpoints/step=* yet")
@@ -23,7 +23,7 @@ def kept_weights(run: Path) -> list[Path]:
 
 def weights_of(path: Path) -> Path:
     """Return the weights that a run folder named the best (``checkpoints/best.json``), or else kept last; any other
-    path as it is. Raises FileNotFoundError for a run that has kept none, ValueError for a ``best.json`` that names
+    path as it is. Raises MissingFileError for a run that has kept none, UserError for a ``best.json`` that names
     none."""
     if not is_run(path):
         return path

@@ -21,7 +21,7 @@ from ldm.files import replacing
 def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
     """Write weights by their published names, ``.safetensors`` or ``.ckpt`` by the path's ending, all or nothing.
 
-    metadata: JSON values, among them ``config``; kept inside the file. Raises ValueError for another ending, OSError
+    metadata: JSON values, among them ``config``; kept inside the file. Raises UserError for another ending, OSError
     (one line) if the file cannot be written: the disk is full, say.
     """
     path = Path(path)

@@ -40,7 +40,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 def read_pickle(path: Path) -> Any:
     """Return the object that ``torch.save`` wrote, zip or legacy format, with placeholders for unknown classes.
 
-    Raises ValueError for a truncated or malformed file.
+    Raises UserError for a truncated or malformed file.
     """
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"

@@ -34,7 +34,7 @@ class WinogradConv2d(nn.Module):
     """A 3x3 convolution with its filters transformed once; it holds no parameters any more."""
 
     def __init__(self, conv: nn.Conv2d, packed: bool = False):
-        """conv: one that ``suits_winograd``; raises ValueError for any other. packed: lay the filters out as the CPU
+        """conv: one that ``suits_winograd``; raises UserError for any other. packed: lay the filters out as the CPU
         library wants them, which saves it from doing so at every call (``packed.can_pack`` tells where that
         works)."""
         super().__init__()

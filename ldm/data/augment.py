@@ -59,7 +59,7 @@ class JointCrop:
         their shape, in sizes of that area whose sides are multiples of so many pixels (64 at full size); None: all
         have one size.
 
-        Raises ValueError for a frame smaller than the crop, or shares outside 0 to 1.
+        Raises UserError for a frame smaller than the crop, or shares outside 0 to 1.
         """
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         short = min(self.size)

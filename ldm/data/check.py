@@ -36,7 +36,7 @@ class Findings:
 
 
 def check_pairs(folder: Path) -> Findings:
-    """Return what is wrong with a folder of pairs. Raises FileNotFoundError without such a folder, or pictures."""
+    """Return what is wrong with a folder of pairs. Raises MissingFileError without such a folder, or pictures."""
     findings = Findings()
     if not folder.is_dir():
         raise MissingFileError(f"folder of pairs '{folder}' does not exist")

@@ -36,7 +36,7 @@ class StreamDataModule(pl.LightningDataModule):
         """train: a dataset, or its config. batch_size and num_workers: per process. in_memory: make each item once
         and keep it.
 
-        Raises ValueError for in_memory with workers, whose memories would be as many and as large.
+        Raises UserError for in_memory with workers, whose memories would be as many and as large.
         """
         super().__init__()
         if in_memory and num_workers:

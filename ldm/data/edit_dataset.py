@@ -45,7 +45,7 @@ class EditDataset(EntryDataset):
         list. A picture covers min_resize_res to max_resize_res pixels before crop_res are cut out at random (in the
         centre where both are crop_res).
 
-        Raises FileNotFoundError or ValueError for what is missing or makes no sense.
+        Raises UserError for what is missing or makes no sense.
         """
         triplets = read_triplets(Path(path))
         chosen = split_triplets(triplets, split, splits)
@@ -74,7 +74,7 @@ class EditDataset(EntryDataset):
 
 
 def split_triplets(triplets: list[Pair], split: str, splits: Sequence[float] = SPLITS) -> list[Pair]:
-    """Return the "train", "val" or "test" part of a sorted list, by shares; it may be empty. Raises ValueError for
+    """Return the "train", "val" or "test" part of a sorted list, by shares; it may be empty. Raises UserError for
     another name or shares that do not add up to 1."""
     names = ("train", "val", "test")
     if split not in names:
@@ -87,7 +87,7 @@ def split_triplets(triplets: list[Pair], split: str, splits: Sequence[float] = S
 
 
 def read_triplets(folder: Path) -> list[Pair]:
-    """Return a folder's triplets, sorted. Raises FileNotFoundError for none, ValueError for a row that cannot be read
+    """Return a folder's triplets, sorted. Raises MissingFileError for none, UserError for a row that cannot be read
     or a pair without its instruction."""
     if not folder.is_dir():
         raise MissingFileError(f"folder of triplets '{folder}' does not exist")

@@ -104,7 +104,7 @@ class EncodedPairs:
 
     def __init__(self, dataset: EntryDataset, encode: Encode, batch_size: int = 8, sizes: Sequence[Size] | None = None):
         """encode: from pictures to mean and log-variance. sizes: that items will be asked for, default the view's own.
-        Raises ValueError where crops are random: their latents cannot be kept."""
+        Raises UserError where crops are random: their latents cannot be kept."""
         if not dataset.fixed:
             raise UserError(
                 "cache_latents keeps one view of each pair; crops that vary need training.cache_latents=false"

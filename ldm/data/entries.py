@@ -37,7 +37,7 @@ class EntryDataset(Dataset, ABC):
         held_out: share of the photos kept for validation (everything of a photo goes together; nothing below eight
         photos); limit: use the first so many entries only.
 
-        Raises ValueError for what makes no sense.
+        Raises UserError for what makes no sense.
         """
         if repeats < 1:
             raise UserError(f"repeats is {repeats}; at least 1 is needed")

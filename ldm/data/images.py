@@ -25,8 +25,8 @@ LANCZOS = Image.Resampling.LANCZOS
 def open_rgb(path: str | Path) -> Image.Image:
     """Return a picture file as RGB, upright (EXIF orientation applied), transparency over white.
 
-    Palette, grey, 16-bit, CMYK and animated files (first frame) are converted. Raises FileNotFoundError, or
-    ValueError for what is no readable picture or has more than 200 megapixels.
+    Palette, grey, 16-bit, CMYK and animated files (first frame) are converted. Raises MissingFileError, or
+    UserError for what is no readable picture or has more than 200 megapixels.
     """
     path = Path(path)
     if not path.exists():
@@ -59,7 +59,7 @@ class _TooLarge(UserError):
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
-    """Return an upright picture's (width, height), where possible without reading its pixels. Raises ValueError as
+    """Return an upright picture's (width, height), where possible without reading its pixels. Raises UserError as
     ``open_rgb`` does."""
     try:
         with Image.open(path) as image:
@@ -102,7 +102,7 @@ def to_images(x: torch.Tensor) -> list[Image.Image]:
 
 
 def check_aspect(size: tuple[int, int]) -> None:
-    """Raise ValueError for a picture more than 8 times as long as it is wide (or the reverse)."""
+    """Raise UserError for a picture more than 8 times as long as it is wide (or the reverse)."""
     if max(size) > MAX_ASPECT * min(size):
         raise UserError(f"a picture of {size[0]} x {size[1]} is too narrow to edit (at most 8 : 1); crop it first")
 
@@ -136,7 +136,7 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def picture_format(path: str | Path) -> str:
-    """Return Pillow's name of the format that a path's ending asks for. Raises ValueError if it cannot be written."""
+    """Return Pillow's name of the format that a path's ending asks for. Raises UserError if it cannot be written."""
     kind = Image.registered_extensions().get(Path(path).suffix.lower())  # loads all formats
     if kind not in WRITTEN or kind not in Image.SAVE:
         raise UserError(f"cannot save '{path}': end its name in .png (keeps the recipe), .jpg or .webp")
@@ -146,7 +146,7 @@ def picture_format(path: str | Path) -> str:
 def save_image(image: Image.Image, path: str | Path, text: dict[str, str] | None = None) -> None:
     """Write a picture under a temporary name, then rename it. text: entries for a PNG's text chunks.
 
-    Raises ValueError if the place cannot be written or the name's ending is no picture format.
+    Raises UserError if the place cannot be written or the name's ending is no picture format.
     """
     path, kind = Path(path), picture_format(path)
     options: dict = {}
@@ -180,7 +180,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def find_photos(patterns: list[str]) -> list[Path]:
-    """Return the pictures that files, folders and globs name, sorted within each. Raises FileNotFoundError."""
+    """Return the pictures that files, folders and globs name, sorted within each. Raises MissingFileError."""
     photos: list[Path] = []
     for pattern in patterns:
         if not pattern:

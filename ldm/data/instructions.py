@@ -17,7 +17,7 @@ REVERSE_TEMPLATE = "replace the {class_word} with a {source_word}"
 
 
 def check_templates(templates: Sequence[str], needs: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the templates; raise ValueError for none, an unknown {field}, or one that lacks a field it needs."""
+    """Return the templates; raise UserError for none, an unknown {field}, or one that lacks a field it needs."""
     if isinstance(templates, str) or not templates:
         raise UserError(f"templates must be a list of at least one sentence, found {templates!r}")
     for template in templates:

@@ -21,7 +21,7 @@ class StepSampler(Sampler[list[int]]):
     ):
         """items: in the dataset; batch_size: per process; total: micro-steps of the whole run.
 
-        Raises ValueError for an empty dataset or batch.
+        Raises UserError for an empty dataset or batch.
         """
         if items < 1 or batch_size < 1:
             raise UserError(f"{items} items in batches of {batch_size}: at least 1 of each is needed")

@@ -37,7 +37,7 @@ class Pair:
 
 
 def find_pairs(folder: str | Path) -> list[Pair]:
-    """Return a folder's pairs, sorted by id. Raises FileNotFoundError for no folder or no pairs, and ValueError for a
+    """Return a folder's pairs, sorted by id. Raises MissingFileError for no folder or no pairs, and UserError for a
     picture without its partner or with two."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -105,7 +105,7 @@ def _own_instruction(entry: dict[str, Any], folder: Path) -> str | None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the ``manifest.json`` of a folder of pairs (there, or in the folder above), {} without one.
 
-    Raises ValueError for a file that is no manifest.
+    Raises UserError for a file that is no manifest.
     """
     folder = folder.resolve()
     for place in (folder, folder.parent):

@@ -43,7 +43,7 @@ class PersonalizedImages(EntryDataset):
         {class_word}, default "a {identifier} {class_word}". reg: these are class pictures: no identifier. The rest is
         as in ``PersonalizedEdit``.
 
-        Raises FileNotFoundError or ValueError for what is missing or makes no sense.
+        Raises UserError for what is missing or makes no sense.
         """
         folder = Path(data_root)
         if not folder.is_dir():

@@ -44,7 +44,7 @@ class PersonalizedEdit(EntryDataset):
         sentences with {identifier} {class_word} {source_word}; default upstream's. reg: these are regularization
         pairs: no identifier in their sentences. size, min_resize, max_resize, crop, flip, aspect_buckets: see
         ``JointCrop``; repeats, held_out, limit: see ``EntryDataset``.
-        Raises FileNotFoundError or ValueError for what is missing or makes no sense.
+        Raises UserError for what is missing or makes no sense.
         """
         pairs, known = find_pairs(data_root), read_manifest(Path(data_root))
         self.class_word = class_word or known.get("class_word")

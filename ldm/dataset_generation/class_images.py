@@ -47,7 +47,7 @@ def make_class_images(
     """Fill a folder with ``number`` pictures of a class by the frozen model, as DreamBooth's prior preservation asks.
 
     Stopped and started again it goes on where it was, with the same pictures; blank ones are made again with other
-    seeds. Raises ValueError if the folder holds pictures made in another way, or one stays blank.
+    seeds. Raises UserError if the folder holds pictures made in another way, or one stays blank.
     """
     gates = gates or Gates()
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ FEW_PHOTOS = 3
 
 
 def process_place() -> tuple[int, int]:
-    """Return (rank, number of processes) as torchrun or SLURM say it; (0, 1) alone. Raises ValueError for nonsense."""
+    """Return (rank, number of processes) as torchrun or SLURM say it; (0, 1) alone. Raises UserError for nonsense."""
     for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if rank in os.environ and world in os.environ:
             place, number = int(os.environ[rank]), int(os.environ[world])

@@ -53,7 +53,7 @@ class PairMaker:
         source_edits: what is done, one after the other, to the input that an instance pair's reverse edit made ({word}:
         what it shows), if it passes the gates; the gates judge what comes out again. They take away what such an input
         kept of the subject, like its collar. Round trips stay as they are.
-        Raises ValueError if one is no sentence or has another {field}, or if the folder holds pairs made in another
+        Raises UserError if one is no sentence or has another {field}, or if the folder holds pairs made in another
         way.
         """
         check_sentences("source edit", source_edits)

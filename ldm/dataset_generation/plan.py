@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.config import nearest
 from ldm.data.images import check_aspect, find_photos, picture_size, working_copy
 from ldm.data.instructions import IDENTIFIER, with_identifier
 from ldm.errors import UserError
+from ldm.typed import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Planned:
 
 
 def check_words(class_word: str, source_words: Sequence[str]) -> None:
-    """Raise ValueError for empty words, or a source word that is the class word."""
+    """Raise UserError for empty words, or a source word that is the class word."""
     if not class_word.strip():
         raise UserError("the class word is empty; say what the subject is, like --class-word dog")
     if not source_words or any(not word.strip() for word in source_words):
@@ -56,7 +56,7 @@ def check_words(class_word: str, source_words: Sequence[str]) -> None:
 
 
 def check_sentences(what: str, sentences: Sequence[str]) -> None:
-    """Raise ValueError for an empty sentence, or one with another {field} than {word}; ``what`` names its kind."""
+    """Raise UserError for an empty sentence, or one with another {field} than {word}; ``what`` names its kind."""
     for text in sentences:
         if not text.strip() or "{" in text.replace("{word}", "") or "}" in text.replace("{word}", ""):
             raise UserError(f"{what} {text!r}: a sentence is expected, with no other field than {{word}}")
@@ -160,7 +160,7 @@ def plan_edits(
     """Return ``number`` regularization pairs that ask for other edits: the instructions in turn, each over
     the classes in turn, then their pictures; {word} stands for what a picture shows.
 
-    Raises ValueError for an instruction that is empty or has another {field}.
+    Raises UserError for an instruction that is empty or has another {field}.
     """
     check_sentences("regularization edit", instructions)
     words, plan = list(pictures), []
@@ -178,7 +178,7 @@ def plan_subject_edits(
     """Return ``number`` instance pairs that ask for other edits of the subject by its name: the instructions in turn,
     each over the photos in turn; {word} stands for the subject, "{identifier} class word" in training.
 
-    Raises ValueError for an instruction without {word} or with another {field}.
+    Raises UserError for an instruction without {word} or with another {field}.
     """
     check_subject_sentences(instructions)
     plan = []

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.config import load_config, settings, typed
+from ldm.config import load_config
 from ldm.dataset_generation.gates import Gates
 from ldm.dataset_generation.plan import check_sentences, check_subject_sentences, check_words
 from ldm.errors import UserError
 from ldm.inference.settings import EditSettings
 from ldm.models.build import ModelSource
+from ldm.typed import settings, typed
 
 FEW_EDITS = 10  # pairs of each further instruction, unless a number is given
 

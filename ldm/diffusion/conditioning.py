@@ -67,7 +67,7 @@ def drop_conditioning(
 
     The three events exclude each other, each with its own probability, as in InstructPix2Pix, section 3.2.1
     (5 % each). null_text: ``1 n d``, the states of "". The random draw takes one number per sample: ``u``, ``(b,)`` in
-    [0, 1), or else from ``generator`` (CPU). Raises ValueError if the probabilities do not fit in [0, 1].
+    [0, 1), or else from ``generator`` (CPU). Raises UserError if the probabilities do not fit in [0, 1].
     """
     if min(text, image, both) < 0 or text + image + both > 1:
         raise UserError(f"dropout probabilities text={text}, image={image}, both={both} must be >= 0, sum <= 1")

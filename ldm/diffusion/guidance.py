@@ -10,7 +10,7 @@ from ldm.errors import UserError
 
 
 def check_interval(interval: tuple[float, float] | None) -> None:
-    """Raise ValueError unless an interval of noise levels is None or 0 <= low < high."""
+    """Raise UserError unless an interval of noise levels is None or 0 <= low < high."""
     if interval is not None and not 0 <= interval[0] < interval[1]:
         raise UserError(f"guidance interval {interval[0]},{interval[1]}: needs 0 <= low < high (noise levels)")
 
@@ -37,7 +37,7 @@ class GuidedDenoiser:
 
         conditioning: a batch of b; null_text: ``1 n d`` (states of "" or of a negative prompt).
         interval: noise levels (low, high] inside which guidance acts; outside it only ``e(I,T)`` runs
-        (Kynkaanniemi et al. 2024). None: everywhere. Raises ValueError for an empty or negative interval.
+        (Kynkaanniemi et al. 2024). None: everywhere. Raises UserError for an empty or negative interval.
         """
         check_interval(interval)
         self.denoiser = denoiser

@@ -15,7 +15,7 @@ def sample_losses(
     """Return the mean error of each sample, ``(b,)`` fp32.
 
     prediction, target: ``b c h w``; weight: ``b 1 h w`` on the positions, or None. loss_type: "l2" or "l1";
-    ValueError otherwise.
+    UserError otherwise.
     """
     if loss_type not in ("l2", "l1"):
         raise UserError(f"unknown loss_type '{loss_type}'; known: l2, l1")

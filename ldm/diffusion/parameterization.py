@@ -10,7 +10,7 @@ PARAMETERIZATIONS = ("eps", "v", "x0")
 
 
 def check_parameterization(name: str) -> str:
-    """Return the name if it is known; raise ValueError otherwise."""
+    """Return the name if it is known; raise UserError otherwise."""
     if name not in PARAMETERIZATIONS:
         raise UserError(f"unknown parameterization '{name}'; known: {', '.join(PARAMETERIZATIONS)}")
     return name

@@ -282,7 +282,7 @@ STOCHASTIC = ("euler_a", "dpmpp_2m_sde")
 
 
 def get_sampler(name: str):
-    """Return a sampler by name; raise ValueError that lists the known ones."""
+    """Return a sampler by name; raise UserError that lists the known ones."""
     if name not in SAMPLERS:
         raise UserError(f"unknown sampler '{name}'; known: {', '.join(SAMPLERS)}")
     return SAMPLERS[name]

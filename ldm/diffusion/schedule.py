@@ -15,7 +15,7 @@ def make_betas(
     kind "linear" is linear in sqrt(beta), as Stable Diffusion uses it (CompVis ``make_beta_schedule``);
     "sqrt_linear" is linear in beta; "cosine" is Nichol & Dhariwal 2021, eq. 17 (the two ends are not used).
 
-    Returns: float64 ``(timesteps,)``. Raises ValueError for an unknown kind or fewer than two steps.
+    Returns: float64 ``(timesteps,)``. Raises UserError for an unknown kind or fewer than two steps.
     """
     if timesteps < 2:
         raise UserError(f"timesteps is {timesteps}; a schedule needs at least 2")
@@ -100,7 +100,7 @@ class Schedule:
 def uniform_sigmas(schedule: Schedule, steps: int) -> torch.Tensor:
     """Return noise levels at equally spaced time indices from T - 1 to 0, then 0 (k-diffusion ``get_sigmas``).
 
-    Returns: ``(steps + 1,)`` fp32, falling. Raises ValueError for fewer than one step.
+    Returns: ``(steps + 1,)`` fp32, falling. Raises UserError for fewer than one step.
     """
     _check_steps(steps)
     t = torch.linspace(len(schedule) - 1, 0, steps)
@@ -110,7 +110,7 @@ def uniform_sigmas(schedule: Schedule, steps: int) -> torch.Tensor:
 def karras_sigmas(schedule: Schedule, steps: int, rho: float = 7.0) -> torch.Tensor:
     """Return noise levels spaced as in Karras et al. 2022, eq. 5, between the schedule's ends, then 0.
 
-    Returns: ``(steps + 1,)`` fp32, falling. Raises ValueError for fewer than one step.
+    Returns: ``(steps + 1,)`` fp32, falling. Raises UserError for fewer than one step.
     """
     _check_steps(steps)
     ramp = torch.linspace(0, 1, steps)
@@ -122,7 +122,7 @@ SPACINGS = {"uniform": uniform_sigmas, "karras": karras_sigmas}
 
 
 def make_sigmas(schedule: Schedule, steps: int, spacing: str = "uniform") -> torch.Tensor:
-    """Return the sampling noise levels by the spacing's name; see ``SPACINGS``. Raises ValueError for another name."""
+    """Return the sampling noise levels by the spacing's name; see ``SPACINGS``. Raises UserError for another name."""
     if spacing not in SPACINGS:
         raise UserError(f"unknown spacing '{spacing}'; known: {', '.join(SPACINGS)}")
     return SPACINGS[spacing](schedule, steps)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ldm.config import settings
 from ldm.errors import MissingFileError, UserError
 from ldm.evaluation.metrics import MEASURES, Measure
 from ldm.evaluation.statistics import bootstrap
 from ldm.files import read_json
+from ldm.typed import settings
 
 
 def read_results(path: Path) -> dict[str, Any]:

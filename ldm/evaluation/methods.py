@@ -13,7 +13,7 @@ from PIL import Image
 
 from ldm.checkpoint.inspect import without_checkpoints
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
-from ldm.config import instantiate_from_config, nearest
+from ldm.config import instantiate_from_config
 from ldm.data.images import open_rgb, save_image
 from ldm.errors import UserError
 from ldm.evaluation.suites import METHODS, TEXT_METHODS, Suite
@@ -24,6 +24,7 @@ from ldm.inference.recipe import KEY, read_recipe
 from ldm.inference.settings import EditSettings, TextSettings
 from ldm.models.build import config_for
 from ldm.models.devices import choose_device, choose_precision
+from ldm.typed import nearest
 
 
 @dataclass(frozen=True)

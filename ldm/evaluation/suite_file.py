@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ldm.config import check_keys, instantiate_from_config, load_config, plain, settings, typed
+from ldm.config import instantiate_from_config, load_config
 from ldm.errors import UserError
 from ldm.evaluation.sources import Judge, PictureSource, Source, Task, photos_at
 from ldm.evaluation.suites import KINDS, METHODS, REACHES, TEXT_METHODS, Case, Subject, Suite
 from ldm.inference.settings import EditSettings, TextSettings
 from ldm.project import ROOT
+from ldm.typed import check_keys, plain, settings, typed
 
 logger = logging.getLogger(__name__)
 

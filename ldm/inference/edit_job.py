@@ -212,7 +212,7 @@ def _names(wanted: list[tuple[Path, str, int]]) -> list[str]:
 def run_job(editor: ImageEditor, job: EditJob, progress: Callable[[], None] | None = None) -> tuple[list[Path], int]:
     """Do the job; return the files written and the number of photos that could not be edited (each is logged).
 
-    A job of a single photo raises its ValueError instead.
+    A job of a single photo raises its UserError instead.
     """
     written, failed = [], 0
     mask = None if job.mask is None else images.open_rgb(job.mask)
@@ -236,7 +236,7 @@ def run_job(editor: ImageEditor, job: EditJob, progress: Callable[[], None] | No
 
 
 def _batches(job: EditJob, single: bool, mask: Image.Image | None) -> Iterator:
-    """Yield (tasks, photos) of one working size, at most batch_size long; a ValueError for a photo that fails."""
+    """Yield (tasks, photos) of one working size, at most batch_size long; a UserError for a photo that fails."""
     tasks: list[Task] = []
     photos: list[Image.Image] = []
     opened: tuple[Path, Image.Image] | None = None
@@ -255,7 +255,7 @@ def _batches(job: EditJob, single: bool, mask: Image.Image | None) -> Iterator:
                 if single:
                     raise
                 broken = task.photo
-                yield ValueError(f"{task.photo}: {error}")
+                yield UserError(f"{task.photo}: {error}")
                 continue
         photo = opened[1]
         if tasks and (len(tasks) >= limit or photo.size != photos[0].size):

@@ -39,7 +39,7 @@ class ImageEditor:
     """
 
     def __init__(self, model: Any, precision: str = "fp32"):
-        """model: a LatentDiffusion with conditioning_key hybrid, in evaluation mode. Raises ValueError otherwise."""
+        """model: a LatentDiffusion with conditioning_key hybrid, in evaluation mode. Raises UserError otherwise."""
         if not model.has_picture_input:
             raise UserError(
                 "this checkpoint makes pictures from text alone (4 input channels); editing needs one of 8, "
@@ -61,7 +61,7 @@ class ImageEditor:
     ) -> ImageEditor:
         """Load a checkpoint (``.ckpt``, ``.safetensors``, diffusers folder); see ``load_model`` for the rest.
 
-        Raises FileNotFoundError or ValueError with one line that says what was found.
+        Raises UserError with one line that says what was found.
         """
         checkpoint = ckpt if isinstance(ckpt, Checkpoint) else read_checkpoint(ckpt)
         model, precision = load_for_use(checkpoint, config, vae_ckpt, weights, device, precision)
@@ -99,7 +99,7 @@ class ImageEditor:
         photos: PIL pictures (a single one is repeated for every seed or instruction); instruction: one for all or
         one each; seeds: one each, or one for all, from which the others count up. mask: light where to edit; needs
         photos of its size. progress: called after each step. condition: see ``sample``. A picture depends on its own
-        photo, instruction, seed and settings, not on the batch. Raises ValueError for empty instructions, sizes and
+        photo, instruction, seed and settings, not on the batch. Raises UserError for empty instructions, sizes and
         settings out of range.
         """
         settings = settings or EditSettings()
@@ -144,7 +144,7 @@ class ImageEditor:
         """Return edited pictures ``b 3 h w`` (about [-1, 1]) of input pictures in [-1, 1] on the model's grid.
 
         condition: ``picture_condition`` of the input pictures, ``b 4 h w``, for one who edits them several times.
-        Raises FloatingPointError if the result is not finite.
+        Raises NotFiniteError if the result is not finite.
         """
         z = self.sample_latents(x, instructions, settings, seeds, progress, condition)
         edited = self.model.decode_first_stage(z).float()

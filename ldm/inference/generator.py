@@ -30,7 +30,7 @@ class ImageGenerator:
     """
 
     def __init__(self, model: Any, precision: str = "fp32"):
-        """model: a LatentDiffusion with conditioning_key crossattn. Raises ValueError for an editor."""
+        """model: a LatentDiffusion with conditioning_key crossattn. Raises UserError for an editor."""
         if model.has_picture_input:
             raise UserError(
                 "this checkpoint edits pictures (8 input channels); pictures from text need one of 4, such as "
@@ -66,8 +66,8 @@ class ImageGenerator:
     ) -> list[Image.Image]:
         """Return one picture for each text, in one batch; a picture depends on its own text, seed and settings.
 
-        seeds: one for each, or one from which they count up. Raises ValueError for empty texts and settings out of
-        range, FloatingPointError if a result is not finite.
+        seeds: one for each, or one from which they count up. Raises UserError for empty texts and settings out of
+        range, NotFiniteError if a result is not finite.
         """
         model, texts, seeds = self.model, list(texts), list(seeds)
         settings = settings or TextSettings()

@@ -11,7 +11,7 @@ from ldm.errors import UserError
 
 
 def check_mask(mask: Image.Image | None, size: tuple[int, int]) -> None:
-    """Raise ValueError if there is a mask and it is not of the photo's size (width, height)."""
+    """Raise UserError if there is a mask and it is not of the photo's size (width, height)."""
     if mask is not None and mask.size != size:
         raise UserError(
             f"the mask is {mask.width} x {mask.height}, the photo {size[0]} x {size[1]}; they must be equal"
@@ -21,7 +21,7 @@ def check_mask(mask: Image.Image | None, size: tuple[int, int]) -> None:
 def soft_mask(mask: Image.Image, feather: float = 0.01) -> np.ndarray:
     """Return weights ``h w`` in [0, 1] from a mask (light = edit): 0 wherever the mask is dark, rising inwards.
 
-    feather: width of the soft edge over the longer side. Raises ValueError for a mask without any light part.
+    feather: width of the soft edge over the longer side. Raises UserError for a mask without any light part.
     """
     hard = (np.asarray(mask.convert("L"), dtype=np.float32) >= 128).astype(np.float32)
     if not hard.any():

@@ -105,7 +105,7 @@ def text_recipe(provenance: Provenance, settings: TextSettings, text: str, seed:
 
 
 def read_recipe(path: str | Path) -> dict:
-    """Return the recipe inside a PNG. Raises FileNotFoundError, or ValueError if there is none."""
+    """Return the recipe inside a PNG. Raises UserError if there is none."""
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"picture '{path}' does not exist")

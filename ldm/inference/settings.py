@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ldm.config import typed
 from ldm.diffusion.guidance import check_interval
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.diffusion.schedule import SPACINGS
 from ldm.errors import UserError
+from ldm.typed import typed
 
 # The spacing each sampler is at its best with; upstream's Euler-ancestral takes uniform time indices.
 BEST_SPACING = {"dpmpp_2m": "karras", "dpmpp_2m_sde": "karras", "heun": "karras", "unipc": "karras"}

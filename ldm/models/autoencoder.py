@@ -14,19 +14,20 @@ from ldm.checkpoint.diffusers_format import FIRST_STAGE
 from ldm.checkpoint.load import load_into
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.checkpoint.save import exported
-from ldm.config import instantiate_from_config, nearest
+from ldm.config import instantiate_from_config
 from ldm.errors import UserError
 from ldm.models.optimizer import make_optimizer
 from ldm.models.randomness import step_generator
 from ldm.modules.distributions import DiagonalGaussian
 from ldm.modules.ema import LitEma
 from ldm.modules.vae_blocks import Decoder, Encoder
+from ldm.typed import nearest
 
 
 def split_ddconfig(ddconfig: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the encoder's and the decoder's parameters from upstream's common ``ddconfig``.
 
-    Raises ValueError for a missing or unknown key.
+    Raises UserError for a missing or unknown key.
     """
     if not isinstance(ddconfig, Mapping):
         raise UserError(f"ddconfig must be a mapping, found {ddconfig!r}"[:200])
@@ -67,7 +68,7 @@ class AutoencoderKL(pl.LightningModule):
         dropout, double_z (must be true), num_groups. embed_dim: channels of the latent. lossconfig and what follows
         are for training: the loss (``ReconstructionLoss``), the optimiser and the average of the weights;
         decoder_only: the encoder stays, so models that live in its latents need not follow (as the published
-        ``sd-vae-ft-mse`` was made). Raises ValueError for a loss that then has terms without effect.
+        ``sd-vae-ft-mse`` was made). Raises UserError for a loss that then has terms without effect.
         """
         super().__init__()
         encoder, decoder = split_ddconfig(ddconfig)

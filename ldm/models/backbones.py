@@ -45,7 +45,7 @@ def prepare(images: Sequence[Image.Image], resize: int, crop: int, statistics: t
 def pretrained(kind: Any, name: str, **options: Any) -> Any:
     """Return a transformers model with all of its weights, in evaluation mode.
 
-    Raises OSError if it is not there, ValueError if the files are another model's: transformers itself gives what it
+    Raises OSError if it is not there, UserError if the files are another model's: transformers itself gives what it
     does not find random values.
     """
     try:
@@ -67,7 +67,7 @@ class Dino:
     """DINO ViT-S/16: the class token of the last layer, as DreamBooth measures subjects."""
 
     def __init__(self, name: str = DINO, device: str | torch.device = "cpu"):
-        """name: a folder, or a name in the hub's cache. Raises OSError or ValueError, see ``pretrained``."""
+        """name: a folder, or a name in the hub's cache. Raises OSError or UserError, see ``pretrained``."""
         from transformers import ViTModel
 
         self.name = name
@@ -92,7 +92,7 @@ class Clip:
     """CLIP: pictures and sentences in one space."""
 
     def __init__(self, name: str = CLIP, device: str | torch.device = "cpu"):
-        """name: a folder, or a name in the hub's cache. Raises OSError or ValueError, see ``pretrained``."""
+        """name: a folder, or a name in the hub's cache. Raises OSError or UserError, see ``pretrained``."""
         from transformers import CLIPModel
 
         self.name = name
@@ -124,7 +124,7 @@ class Clip:
 
 
 def named_clip(name: str, device: str | torch.device = "cpu") -> Clip:
-    """Return the CLIP that a command line names. Raises ValueError in one line if it cannot be loaded."""
+    """Return the CLIP that a command line names. Raises UserError in one line if it cannot be loaded."""
     try:
         return Clip(name, device)
     except (OSError, ValueError, KeyError) as error:
@@ -140,7 +140,7 @@ class Lpips(nn.Module):
     def __init__(self, trunk: str | Path, linear: str | Path):
         """trunk: AlexNet's weights (``features.0.weight`` ...); linear: LPIPS's (``lin0.model.1.weight`` ...).
 
-        Raises FileNotFoundError or ValueError for files that do not hold them.
+        Raises UserError for files that do not hold them.
         """
         super().__init__()
         self.name = f"{trunk}, {linear}"
@@ -183,7 +183,7 @@ def backbones(
     """Return the backbones that are there, and for those that are not why their columns are left out.
 
     dino, clip: a folder or a name, None for the field's own if the hub's cache has it. lpips: (trunk, linear). Raises
-    ValueError if one that was named cannot be loaded.
+    UserError if one that was named cannot be loaded.
     """
     loaded: dict[str, Any] = {}
     absent: dict[str, str] = {}

@@ -16,12 +16,13 @@ from ldm.checkpoint.diffusers_format import FIRST_STAGE, UNET
 from ldm.checkpoint.inspect import without_checkpoints
 from ldm.checkpoint.load import WEIGHTS
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
-from ldm.config import get_class, instantiate_from_config, load_config, nearest, resolve_alias
+from ldm.config import get_class, instantiate_from_config, load_config, resolve_alias
 from ldm.cpu.packed import pack, use_winograd
 from ldm.errors import UserError
 from ldm.models.autoencoder import load_first_stage
 from ldm.models.devices import DEVICES, PRECISIONS, choose_device, choose_precision, dtype_of
 from ldm.project import CONFIGS
+from ldm.typed import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class ModelSource:
 def config_for(checkpoint: Checkpoint) -> Any:
     """Return the config that a checkpoint carries, or the full-size one that its input channels tell.
 
-    Raises ValueError if it carries none and is no UNet of 4 or 8 input channels.
+    Raises UserError if it carries none and is no UNet of 4 or 8 input channels.
     """
     carried = checkpoint.metadata.get("config")
     if carried:
@@ -92,7 +93,7 @@ def _check_more_than_first_stage(checkpoint: Checkpoint) -> None:
 
 
 def _check_whole(checkpoint: Checkpoint, node: Any) -> None:
-    """Refuse (ValueError) a first stage by itself, be it the checkpoint or what the config builds."""
+    """Refuse (UserError) a first stage by itself, be it the checkpoint or what the config builds."""
     _check_more_than_first_stage(checkpoint)
     if isinstance(node, Mapping) and resolve_alias(node.get("target", "")) in _FIRST_STAGES:
         raise UserError(
@@ -194,7 +195,7 @@ def load_model(
 
     config: a DictConfig with ``model``, a YAML path, or None (the checkpoint's own, or told by its shapes).
     The model is built without memory, and each weight is read once, straight into its final type.
-    Raises FileNotFoundError or ValueError, each with one line that says what was found.
+    Raises UserError, each with one line that says what was found.
     """
     checkpoint = ckpt if isinstance(ckpt, Checkpoint) else read_checkpoint(ckpt)
     if isinstance(config, (str, Path)):

@@ -18,7 +18,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device by name; "auto" is this process' GPU if there is one. Raises ValueError if it is not there."""
+    """Return the device by name; "auto" is this process' GPU if there is one. Raises UserError if it is not there."""
     if name not in DEVICES:
         raise UserError(f"unknown device '{name}'; known: {', '.join(DEVICES)}")
     if name == "cuda" and not torch.cuda.is_available():
@@ -30,7 +30,7 @@ def local_device() -> torch.device:
     """Return the GPU of this process: by the local rank that torchrun or SLURM gave it, the first one alone.
 
     A rank beyond the GPUs that this process sees (each may see only its own) counts from the first again.
-    Raises ValueError for a rank that is no number.
+    Raises UserError for a rank that is no number.
     """
     name = next((name for name in ("LOCAL_RANK", "SLURM_LOCALID") if os.environ.get(name)), None)
     rank = os.environ[name] if name else "0"

@@ -15,11 +15,11 @@ import torch
 from ldm.checkpoint.diffusers_format import FIRST_STAGE, TEXT, UNET, to_diffusers
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.checkpoint.save import save_checkpoint, write_safetensors
-from ldm.config import plain
 from ldm.diffusion.conditioning import Conditioning
 from ldm.errors import UserError
 from ldm.models.build import config_for, load_model
 from ldm.modules.text import CLIP_VIT_L_14
+from ldm.typed import plain
 
 PARTS = (UNET, FIRST_STAGE, TEXT)
 KEPT = ("recipe", "edit_defaults", "text_defaults", "step")
@@ -33,7 +33,7 @@ def export(source: str | Path, output: str | Path, weights: str = "auto") -> Pat
     weights: raw, ema or auto, see ``load_model``. The file carries the config and the recipe; the folder's weights are
     fp16 (the first stage fp32, which overflows otherwise) and it has no tokenizer: take CLIP's own.
     What was written is loaded again, and must compute what the checkpoint's model does.
-    Raises FileNotFoundError or ValueError for what cannot be read, exists already, has no diffusers form, or computes
+    Raises UserError for what cannot be read, exists already, has no diffusers form, or computes
     something else; nothing is left behind then.
     """
     checkpoint, output = read_checkpoint(source), Path(output)
@@ -85,7 +85,7 @@ def _outputs(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _check_same(wanted: dict[str, torch.Tensor], model: Any, source: Path) -> None:
-    """Raise ValueError unless a model computes what was computed before, up to the rounding of its weights."""
+    """Raise UserError unless a model computes what was computed before, up to the rounding of its weights."""
     for name, results in _outputs(model).items():
         if not wanted[name].isfinite().all():
             raise UserError(f"the {name} is not finite in '{source}' itself; it is not exported")

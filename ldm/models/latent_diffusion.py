@@ -13,7 +13,7 @@ from torch import nn
 from ldm.checkpoint.load import LoadReport, load_into
 from ldm.checkpoint.read import Checkpoint, read_checkpoint
 from ldm.checkpoint.save import exported
-from ldm.config import instantiate_from_config, settings
+from ldm.config import instantiate_from_config
 from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.objective import Objective
@@ -23,6 +23,7 @@ from ldm.errors import UserError
 from ldm.models.optimizer import make_optimizer
 from ldm.models.randomness import BatchNoise, step_generator
 from ldm.modules.ema import LitEma
+from ldm.typed import settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class DiffusionWrapper(nn.Module):
         self.concatenates = CONDITIONING_KEYS[conditioning_key]
 
     def forward(self, z_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """Return the UNet's prediction ``b c h w``. Raises ValueError if a picture is missing or not wanted."""
+        """Return the UNet's prediction ``b c h w``. Raises UserError if a picture is missing or not wanted."""
         if self.concatenates != (conditioning.c_concat is not None):
             need = "needs" if self.concatenates else "takes no"
             raise UserError(f"this model {need} the latent of an input picture (c_concat)")
@@ -134,14 +135,14 @@ class LatentDiffusion(pl.LightningModule):
     def load_checkpoint(self, source: Any, weights: str = "auto", dtype_of: Any = None) -> LoadReport:
         """Load UNet, first stage and text encoder from a path or an open ``Checkpoint``; see ``load_into``.
 
-        A file that carries a noise schedule other than this model's is refused (ValueError).
+        A file that carries a noise schedule other than this model's is refused (UserError).
         """
         checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
         self.check_meaning(checkpoint)
         return load_into(self, checkpoint, weights, dtype_of)
 
     def check_meaning(self, checkpoint: Checkpoint) -> None:
-        """Refuse (ValueError) weights that say themselves that they mean another noise schedule, another prediction or
+        """Refuse (UserError) weights that say themselves that they mean another noise schedule, another prediction or
         another scale of the latents than this model's."""
         theirs, ours = checkpoint.tensors.get("alphas_cumprod"), self.schedule.alphas_cumprod
         if theirs is not None and (theirs.shape != ours.shape or (theirs.float() - ours).abs().max() > 1e-3):

@@ -23,7 +23,7 @@ def make_optimizer(
     parameters: named; the names reach only optimisers that want them (a class attribute ``wants_names``).
     optimizer_config: ``target`` + ``params`` of any torch-like optimiser (8-bit and schedule-free ones drop in);
     default AdamW. scheduler_config: a class with ``schedule(step) -> factor`` on the learning rate.
-    Raises ValueError if there is nothing to train.
+    Raises UserError if there is nothing to train.
     """
     parameters = [(name, p) for name, p in parameters if p.requires_grad]
     if not parameters:

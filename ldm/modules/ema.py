@@ -22,7 +22,7 @@ class LitEma(nn.Module):
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999):
-        """Start from the model's present values. Raises ValueError for a decay outside [0, 1] or colliding names."""
+        """Start from the model's present values. Raises UserError for a decay outside [0, 1] or colliding names."""
         super().__init__()
         if not 0 <= decay <= 1:
             raise UserError(f"ema decay is {decay}; it must lie in [0, 1]")

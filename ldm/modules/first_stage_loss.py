@@ -71,7 +71,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, width: int = 32, levels: int = 3):
         """width: channels of the first level, doubled at each of ``levels`` halvings of the resolution. Raises
-        ValueError for either below 1."""
+        UserError for either below 1."""
         super().__init__()
         if width < 1 or levels < 1:
             raise UserError(f"width {width} and levels {levels} must be at least 1")
@@ -116,7 +116,7 @@ class AdversarialReconstructionLoss(ReconstructionLoss):
     ):
         """adversarial, features: the size of each one's gradient at the picture, over that of the reconstruction's
         errors. disc_start: how many batches the discriminator learns from before anything else hears of it. disc_width,
-        disc_levels: see ``PatchDiscriminator``. The rest is ``ReconstructionLoss``'. Raises ValueError for a number
+        disc_levels: see ``PatchDiscriminator``. The rest is ``ReconstructionLoss``'. Raises UserError for a number
         below 0, or both weights 0.
         """
         super().__init__(l1, l2, edges, kl, whiten)

@@ -91,7 +91,7 @@ class FrozenCLIPEmbedder(nn.Module):
 
         text_config: fields of transformers' CLIPTextConfig that differ from ViT-L/14. A ``vocab_size`` below CLIP's
         49408 folds the token ids into that many embedding rows (``fold_tokens``), for small models.
-        Raises ValueError for unknown fields.
+        Raises UserError for unknown fields.
         """
         super().__init__()
         from transformers import CLIPTextConfig

@@ -28,7 +28,7 @@ class DirectCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Return the checkpoint at ``path``, its tensors mapped (a page is private memory only once it is changed).
 
-        Raises FileNotFoundError if there is none.
+        Raises MissingFileError if there is none.
         """
         if not Path(path).is_file():
             raise MissingFileError(f"checkpoint '{path}' is not there")

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
-from ldm.config import settings as typed_settings
 from ldm.data import instructions as words
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_images
@@ -32,6 +31,7 @@ from ldm.files import write_json
 from ldm.inference.editor import ImageEditor
 from ldm.inference.settings import EditSettings
 from ldm.training.callbacks import evaluating
+from ldm.typed import settings as typed_settings
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class DriftMonitor(Monitor):
         keep_at, folder, suffix: see ``Monitor``. pairs: how many of each stream; settings: of the edits, see
         ``EditSettings``; dino: a DINO ViT-S/16 by folder.
 
-        Raises ValueError for data without regularization pairs, or without pairs at all.
+        Raises UserError for data without regularization pairs, or without pairs at all.
         """
         super().__init__(every, keep_at, folder, suffix)
         streams = {name: getattr(s, "dataset", s) for name, s in data.streams.items()}

@@ -43,7 +43,7 @@ class CosineSchedule:
     """A linear warm-up, then half a cosine down to ``f_min`` at ``total_steps``."""
 
     def __init__(self, warm_up_steps: int, total_steps: int, f_min: float = 0.0):
-        """Raises ValueError unless 0 <= warm_up_steps < total_steps."""
+        """Raises UserError unless 0 <= warm_up_steps < total_steps."""
         if not 0 <= warm_up_steps < total_steps:
             raise UserError(f"warm_up_steps {warm_up_steps} must lie between 0 and total_steps {total_steps}")
         self.warm_up_steps, self.total_steps, self.f_min = warm_up_steps, total_steps, f_min

@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.checkpoint.inspect import without_checkpoints
-from ldm.config import instantiate_from_config, plain
+from ldm.config import instantiate_from_config
+from ldm.typed import plain
 
 logger = logging.getLogger(__name__)
 

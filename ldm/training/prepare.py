@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from ldm.checkpoint.save import weights_hash
-from ldm.config import instantiate_from_config, plain
+from ldm.config import instantiate_from_config
 from ldm.data.check import check_identifier
 from ldm.data.datamodule import PairDataModule
 from ldm.data.encoded import Encode, EncodedPairs, cached
@@ -19,6 +19,7 @@ from ldm.errors import UserError
 from ldm.models.devices import choose_device
 from ldm.modules.text import encode_words
 from ldm.training.settings import TrainSettings
+from ldm.typed import plain
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.checkpoint.read import read_checkpoint
-from ldm.config import as_written_today, instantiate_from_config, plain
+from ldm.config import as_written_today, instantiate_from_config
 from ldm.errors import MissingFileError, MissingPackageError, UserError
 from ldm.models.build import structure_of
 from ldm.models.devices import choose_device, choose_precision
@@ -26,6 +26,7 @@ from ldm.training.memory import MemoryUsed, estimate
 from ldm.training.prepare import build_data
 from ldm.training.settings import TrainSettings, load_training_config
 from ldm.training.validation import Validation
+from ldm.typed import plain
 
 logger = logging.getLogger(__name__)
 for _noisy in ("pytorch_lightning", "lightning_fabric"):  # they set their own levels when they are imported
@@ -194,7 +195,7 @@ def _wandb(project: str, folder: Path) -> Any:
 
 
 def _check_together(config: DictConfig, settings: TrainSettings, precision: str) -> None:
-    """Raise ValueError for settings that exclude each other."""
+    """Raise UserError for settings that exclude each other."""
     gpus = torch.cuda.device_count()
     if torch.cuda.is_available() and settings.devices > gpus:
         raise UserError(f"training.devices is {settings.devices}, but this machine has {gpus} GPU(s)")

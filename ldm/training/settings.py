@@ -9,8 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.config import load_config, settings
+from ldm.config import load_config
 from ldm.errors import UserError
+from ldm.typed import settings
 
 SUFFIXES = (".safetensors", ".ckpt")
 LEAST = {  # of whole numbers: the least that makes sense

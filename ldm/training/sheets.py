@@ -9,7 +9,6 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.config import settings as typed_settings
 from ldm.data.contact_sheet import contact_sheet
 from ldm.data.edit_dataset import SPLITS, read_triplets, split_triplets
 from ldm.data.images import check_aspect, find_photos, open_rgb, small
@@ -19,6 +18,7 @@ from ldm.errors import UserError
 from ldm.inference.editor import ImageEditor
 from ldm.inference.generator import ImageGenerator
 from ldm.inference.settings import EditSettings, TextSettings
+from ldm.typed import settings as typed_settings
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class TripletSheet:
         trained on are shown, with a warning. settings: of the edits, see ``EditSettings``; rows: how many triplets.
         The pictures are read now.
 
-        Raises FileNotFoundError or ValueError for what is missing, damaged or too narrow to edit.
+        Raises UserError for what is missing, damaged or too narrow to edit.
         """
         if rows < 1:
             raise UserError(f"rows is {rows}; a sheet has at least 1")
@@ -105,7 +105,7 @@ class SubjectSheet:
         """pictures: a folder of regularization pairs, whose inputs are edited, or of any pictures; class_word,
         source_word: default the manifest's; settings: of the edits, see ``EditSettings``; rows: how many pictures.
 
-        Raises FileNotFoundError or ValueError for what is missing.
+        Raises UserError for what is missing.
         """
         folder = Path(pictures)
         manifest = read_manifest(folder)

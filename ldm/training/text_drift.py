@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
-from ldm.config import settings as typed_settings
 from ldm.data.datamodule import PairDataModule
 from ldm.data.images import to_tensor
 from ldm.errors import UserError
 from ldm.inference.generator import ImageGenerator
 from ldm.inference.settings import TextSettings
 from ldm.training.drift import Monitor, Row, described_by
+from ldm.typed import settings as typed_settings
 
 BINS = (4, 6, 6)  # of L*, a* and b*
 RANGES = ((0.0, 100.0), (-90.0, 90.0), (-90.0, 90.0))
@@ -79,7 +79,7 @@ class TextDriftMonitor(Monitor):
         pictures: how many are made for each of the two sentences; settings: of the sampling, see ``TextSettings``;
         dino: a DINO ViT-S/16 by folder.
 
-        Raises ValueError for other data, fewer than two pictures, or unknown settings.
+        Raises UserError for other data, fewer than two pictures, or unknown settings.
         """
         super().__init__(every, keep_at, folder, suffix)
         subject = getattr(data.streams["instance"], "dataset", data.streams["instance"])

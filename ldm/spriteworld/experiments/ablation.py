@@ -17,8 +17,7 @@ import torch
 
 from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.runs import kept_weights
-from ldm.config import anchored, check_type, load_config, nearest, settings
-from ldm.config import plain as plain_node
+from ldm.config import anchored, load_config
 from ldm.dataset_generation.class_images import make_class_images
 from ldm.dataset_generation.generate import make_dataset
 from ldm.dataset_generation.request import PairRequest
@@ -37,6 +36,8 @@ from ldm.spriteworld.experiments.subject import compare_subject, measure_subject
 from ldm.spriteworld.world.scene import SUBJECTS
 from ldm.training.run import finished, train
 from ldm.training.settings import load_training_config
+from ldm.typed import check_type, nearest, settings
+from ldm.typed import plain as plain_node
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from ldm.checkpoint.save import weights_hash
-from ldm.config import check_keys
 from ldm.data.images import to_images, to_tensor
 from ldm.errors import UserError
 from ldm.evaluation.metrics import leave_one_out
@@ -35,6 +34,7 @@ from ldm.spriteworld.world.scene import (
     swap,
 )
 from ldm.spriteworld.world.sentences import WHERE
+from ldm.typed import check_keys
 
 KNOWN: dict[str, tuple[str, ...]] = {
     "animal": ANIMALS,

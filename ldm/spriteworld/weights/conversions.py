@@ -9,13 +9,13 @@ from omegaconf import OmegaConf
 from ldm.checkpoint.diffusers_format import UNET
 from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.save import save_checkpoint
-from ldm.config import plain
 from ldm.errors import UserError
 from ldm.files import check_writable
 from ldm.models.build import config_for, load_model
 from ldm.models.export import published
 from ldm.spriteworld.weights.first_stage import first_stage_of, latent_scale, varied_pictures
 from ldm.spriteworld.weights.latent_basis import follow
+from ldm.typed import plain
 
 
 def follow_first_stage(ckpt: Path, first_stage: Path, output: Path, n: int = 2000) -> str:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from ldm.checkpoint.diffusers_format import FIRST_STAGE
 from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.save import save_checkpoint
-from ldm.config import instantiate_from_config, plain
+from ldm.config import instantiate_from_config
 from ldm.data.images import to_tensor
 from ldm.errors import UserError
 from ldm.files import check_writable
@@ -24,6 +24,7 @@ from ldm.spriteworld.weights.latent_basis import whiten, widen
 from ldm.spriteworld.weights.net2wider import net2wider
 from ldm.spriteworld.world.dataset import SpritePictures
 from ldm.spriteworld.world.scene import draw, random_scene
+from ldm.typed import plain
 
 
 def first_stage_of(path: Path) -> Any:

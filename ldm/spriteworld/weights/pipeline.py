@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ldm.config import anchored, load_config, plain
+from ldm.config import anchored, load_config
 from ldm.errors import UserError
 from ldm.files import content_hash, file_hash, read_json, replacing, write_json
 from ldm.models.export import export
@@ -29,6 +29,7 @@ from ldm.spriteworld.weights.recognisers import make_recognisers
 from ldm.spriteworld.world.photos import all_photos
 from ldm.training.run import train
 from ldm.training.settings import load_training_config
+from ldm.typed import plain
 
 logger = logging.getLogger(__name__)
 
