@@ -91,8 +91,21 @@ def compare(a: Path, b: Path) -> str:
     lines = ["| method | measure | A | B | B - A | pictures |", "|---|---|---|---|---|---|", *rows]
     notes = [f"- {title}: {line}" for title, content in (("A", first), ("B", second)) for line in _weights(content)]
     notes += [f"- left out: {line}" for line in unlike.values()]
+    notes += [f"- not known: {line}" for line in _unknown(first, second, columns)]
     notes += [f"- not alike: {line}" for line in _differences(first, second)]
     return "\n".join([*lines, "", *notes])
+
+
+def _unknown(first: dict[str, Any], second: dict[str, Any], columns: dict[str, Measure]) -> list[str]:
+    """Return what to say of measures that neither file nor the project knows anything of, none if there are none."""
+    known = {*MEASURES, *_said(first), *_said(second)}
+    names = [name for name in columns if name not in known]
+    if not names:
+        return []
+    return [
+        f"whether {', '.join(names)} compare pictures with each other: neither file says it; if so, their intervals "
+        "should be twice as wide"
+    ]
 
 
 Pictures = dict[tuple, dict[str, float]]  # (method, subject, case, index, seed, input) -> measures

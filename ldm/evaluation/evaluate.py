@@ -123,10 +123,7 @@ def evaluate(
         methods=[method.about for method in methods],
         records=records,
         sheets=sheets,
-        backbones={
-            key: {"weights": m.name, "hash": weights_hash(m), "preprocessing": m.preprocessing}
-            for key, m in models.items()
-        },
+        backbones={key: _backbone(model) for key, model in models.items()},
         absent=absent,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         made_with=made_with,
@@ -134,6 +131,11 @@ def evaluate(
     write_files(results, output)
     write_report(results, output / "report.html", BOUNDS)
     return results
+
+
+def _backbone(model: Any) -> dict[str, str]:
+    """Return what results say of a backbone."""
+    return {"weights": model.name, "hash": weights_hash(model), "preprocessing": model.preprocessing}
 
 
 def _make_all(jobs: Jobs, batch_size: int, device: str, precision: str) -> None:

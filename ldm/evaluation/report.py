@@ -7,14 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ldm.evaluation.metrics import Measure
+from ldm.evaluation.results import Results
 from ldm.evaluation.statistics import ENOUGH, Interval
 from ldm.files import replacing
-
-if TYPE_CHECKING:
-    from ldm.evaluation.results import Results
 
 SHEET_ROWS = 6  # pictures of a case that its sheet shows
 STYLE = """

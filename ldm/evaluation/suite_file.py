@@ -16,7 +16,7 @@ from ldm.evaluation.sources import Judge, PictureSource, Source, Task, photos_at
 from ldm.evaluation.suites import KINDS, METHODS, REACHES, TEXT_METHODS, Case, Subject, Suite
 from ldm.inference.settings import EditSettings, TextSettings
 from ldm.project import ROOT
-from ldm.typed import check_keys, plain, settings, typed
+from ldm.typed import check_keys, check_type, plain, settings, typed
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def read_suite(path: Path, root: Path = ROOT) -> Suite:
 
 def _suite(text: _SuiteText, places: tuple[Path, ...]) -> Suite:
     masks = [node.get("mask") for node in text.cases if isinstance(node, Mapping)]
-    masks = frozenset(_found(mask, places).resolve() for mask in masks if isinstance(mask, str))
+    masks = frozenset(_located(mask, places).resolve() for mask in masks if isinstance(mask, str))
     subjects = {name: _subject(name, node, places, masks) for name, node in text.subjects.items()}
     cases = tuple(_case(node, subjects, places, masks) for node in text.cases)
     names = [case.folder for case in cases]
@@ -146,7 +146,8 @@ def _settings(node: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-def _found(name: str, places: tuple[Path, ...]) -> Path:
+def _located(name: str, places: tuple[Path, ...]) -> Path:
+    """Return where a file or folder lies: the first place that has it, or as it is named if none has."""
     return next((place / name for place in places if (place / name).exists()), Path(name))
 
 
@@ -155,7 +156,7 @@ def _subject(name: Any, node: Any, places: tuple[Path, ...], masks: frozenset[Pa
     if not isinstance(name, str):
         raise UserError(f"{where}: a name is words (in quotes, if they look like something else)")
     text = _read(_SubjectText, node, where)
-    place = _found(text.photos, places) if text.photos else None
+    place = _located(text.photos, places) if text.photos else None
     photos = () if place is None else tuple(photos_at(place, masks))
     judge = None if text.judge is None else _made(Judge, text.judge, f"{where}.judge")
     return Subject(name, photos, text.identifier or "sks", text.class_word, judge, place)
@@ -182,7 +183,15 @@ def _case(node: Any, subjects: dict[str, Subject], places: tuple[Path, ...], mas
 
 
 def _made(kind: type[T], node: Mapping[str, Any], where: str, **extra: Any) -> T:
-    """Return the object that a node names. Raises UserError if it is of another kind, or refuses its parameters."""
+    """Return the object that a node names.
+
+    extra: parameters that the suite itself gives. Raises UserError if the object is of another kind, or refuses its
+    parameters.
+    """
+    params = node.get("params")
+    taken = [name for name in extra if isinstance(params, Mapping) and name in params]
+    if taken:
+        raise UserError(f"{where}: '{taken[0]}' is given by the suite itself; take it out of params")
     try:
         made = instantiate_from_config(node, **extra)
     except UserError as error:
@@ -195,15 +204,17 @@ def _made(kind: type[T], node: Mapping[str, Any], where: str, **extra: Any) -> T
 def _pictures(
     text: _CaseText, task: Task, places: tuple[Path, ...], masks: frozenset[Path], where: str
 ) -> PictureSource:
-    mask = _found(text.mask, places) if text.mask else None
+    mask = _located(text.mask, places) if text.mask else None
     if mask is not None and not mask.is_file():
         logger.warning("%s: no mask at '%s', so how well the background is kept cannot be measured", where, mask)
-    return PictureSource(_found(text.picture or "", places), task, mask, masks)
+    return PictureSource(_located(text.picture or "", places), task, mask, masks)
 
 
 def _check_prompt(text: Any, known: tuple[str, ...], where: str) -> None:
     """Raise UserError for a prompt that is no text, or uses fields that the case does not fill."""
-    if not isinstance(text, str) or not text.strip():
+    if text is not None:
+        check_type(str, text, where)
+    if not text or not text.strip():
         raise UserError(f"{where} is empty")
     try:
         parts = [part for part in string.Formatter().parse(text) if part[1] is not None]

@@ -1,4 +1,4 @@
-"""Evaluation suites: which subjects and pictures are edited how, by which method's words."""
+"""Evaluation suites: which subjects and pictures are edited how, and each method's prompts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to be done: pictures, and what each method is told.
+    """One thing to be done: pictures, and each method's prompt.
 
     kind: one of ``KINDS``; "prior" asks for the plain class and is measured apart. reach: "global" (the whole picture,
     a filter) or "local" (an object). prompts: by method. source: of the input pictures. caption_before, caption_after:
@@ -88,7 +88,7 @@ class Case:
         return notes
 
     def prompt(self, method: str, words: Mapping[str, str]) -> str:
-        """Return what a method is told. words: what its source says of the picture, by field."""
+        """Return a method's prompt. words: what its source says of the picture, by field."""
         known = {"identifier": self.subject.identifier, "class_word": self.subject.class_word, **words}
         return " ".join(self.prompts[method].format(**known).split())
 

@@ -56,6 +56,8 @@ def test_a_file_tells_of_its_own_measures_and_an_older_one_takes_what_is_known(t
     assert row(compare(older, old))[0] == "0.10"
     assert row(compare(new, newer))[0] == row(compare(older, newer))[0] == row(compare(new, old))[0] == "0.1000"
     assert row(compare(new, newer))[1] == pytest.approx(2 * row(compare(older, old))[1], abs=0.03)
+    assert "- not known: whether apart compare pictures with each other" in compare(older, old)
+    assert not any("not known" in compare(*pair) for pair in ((new, newer), (older, newer), (new, old)))
     lines = compare(new, newer).splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:4]] == ["apart", "DINO"]
     assert "| DINO | 0.500 |" in compare(older, old)

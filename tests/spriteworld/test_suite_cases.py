@@ -25,7 +25,7 @@ from ldm.spriteworld.judging import suite_cases
 from ldm.spriteworld.judging import suite_measures as drawn
 from ldm.spriteworld.judging.editor import pictures
 from ldm.spriteworld.judging.suite_cases import DrawnScenes, SpriteSubject
-from ldm.spriteworld.world.scene import COATS, PLACES, STYLES, coloured, random_scene, swap
+from ldm.spriteworld.world.scene import COATS, PLACES, STYLES, SUBJECTS, coloured, random_scene, swap
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data" / "spriteworld"
@@ -173,9 +173,54 @@ def test_scenes_are_the_same_every_time_and_always_leave_something_to_do():
     assert all(scene.place == "beach" for scene in first.after)
 
 
-def test_an_answer_that_changes_nothing_is_refused():
+def test_an_answer_that_changes_nothing_in_any_scene_is_refused(monkeypatch):
+    c = source("recontextualisation", "global", None, {"place": "beach"}, scenes=2)
+    monkeypatch.setattr(suite_cases, "answered", lambda scene, _: scene)
     with pytest.raises(UserError, match="changes nothing"):
-        drawn_by(source("recontextualisation", "global", {"place": "beach"}, {"place": "beach"}, scenes=2))
+        drawn_by(c)
+
+
+BISCUIT = {"subject": "biscuit"}
+COLLAR = SUBJECTS["biscuit"].collar
+
+
+@pytest.mark.parametrize(
+    ("draw", "answer"),
+    [
+        ({"animal": "wolf", "place": "beach"}, {"place": "beach"}),
+        ({"animal": "wolf", "hat": "red", "style": "day"}, {"hat": "red", "style": "day"}),
+        ({"animal": "wolf"}, {"animal": "wolf"}),  # it has one coat only
+        (BISCUIT, BISCUIT),
+        (BISCUIT, {"collar": COLLAR}),
+        (BISCUIT | {"collar": "pink"}, {"collar": "pink"}),
+        (BISCUIT, {"hat": "pink", "subject": "biscuit"}),  # the subject has no hat: it takes this one off again
+    ],
+)
+def test_an_answer_that_asks_for_what_is_drawn_is_one_clear_line_when_the_suite_is_read(tmp_path, draw, answer):
+    suite = content()
+    suite["cases"][0]["source"] = node(draw=draw, answer=answer)
+    with pytest.raises(UserError, match=r"cases.drawn: source: answer .* changes nothing in scenes") as error:
+        read(tmp_path, suite)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("draw", "answer"),
+    [
+        ({"animal": "wolf", "place": "beach"}, {}),
+        ({"animal": "wolf", "place": "beach"}, {"place": "beach", "style": "night"}),
+        ({"animal": "cat"}, {"animal": "cat"}),  # of the other coat
+        ({"animal": SUBJECTS["biscuit"].class_word}, BISCUIT),
+        (BISCUIT | {"hat": "red"}, BISCUIT),  # the hat goes
+        (BISCUIT | {"collar": "pink"}, {"collar": COLLAR}),
+        (BISCUIT, {"subject": "biscuit", "hat": "pink"}),
+    ],
+)
+def test_an_answer_that_leaves_something_to_do_is_read_and_can_be_loaded(tmp_path, draw, answer):
+    suite = content()
+    suite["cases"][0]["source"] = node(draw=draw, answer=answer)
+    them = drawn_by(read(tmp_path, suite).cases[0].source)
+    assert all((a != b) == bool(answer) for a, b in zip(them.before, them.after, strict=True))
 
 
 def test_every_seed_sees_every_scene():
@@ -265,6 +310,7 @@ def run(tmp_path, suite, given=GIVEN, models=None, name="out"):
         ({"seed": "x"}, "seed is 'x'"),
         ({"seed": -1}, "seed is -1"),
         ({"sceens": 2}, "did you mean 'scenes'?"),
+        ({"task": 1}, "'task' is given by the suite itself"),
     ],
 )
 def test_bad_scenes_are_one_clear_line_when_the_suite_is_read(tmp_path, params, says):

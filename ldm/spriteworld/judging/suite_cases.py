@@ -22,6 +22,7 @@ from ldm.spriteworld.judging.measures import edited_region
 from ldm.spriteworld.judging.suite_measures import COLUMNS, Asked, Drawn, exact_measures, recogniser
 from ldm.spriteworld.world.scene import (
     ANIMALS,
+    COATS,
     COLOURS,
     PLACES,
     STANCES,
@@ -114,6 +115,8 @@ class DrawnScenes(Source):
                 bare = where == "draw" and key in ("hat", "collar") and value is None
                 if value not in KNOWN[key] and not bare:
                     raise UserError(f"unknown {key} '{value}' in {where}; known: {', '.join(KNOWN[key])}")
+        if is_idle(self.draw, self.answer):
+            raise UserError(f"answer {self.answer} changes nothing in scenes that are drawn with {self.draw}")
 
     def load(self, opened: Opened) -> DrawnInputs:
         """Return the scenes, drawn the same every time; none of them is as the answer wants it already.
@@ -166,6 +169,27 @@ class DrawnInputs(Inputs):
         """Return the measures of pictures that answer the scenes; see ``exact_measures``."""
         near = to_tensor(photos) if photos else None
         return exact_measures(self.asked, self.scenes, self.as_tensor(pictures), near, edited)
+
+
+def is_idle(draw: Mapping[str, Any], answer: Mapping[str, Any]) -> bool:
+    """Whether an answer asks for nothing but what every scene has that is drawn so.
+
+    draw, answer: as ``DrawnScenes`` has them. What depends on the scene is left to ``DrawnScenes.load``.
+    """
+    has = dict(draw)
+    if "subject" in draw:
+        has = _look(draw["subject"]) | has
+    asked: dict[str, Any] = {}
+    for key, value in answer.items():
+        asked |= _look(value) if key == "subject" else {key: value}
+    if len(COATS.get(asked.get("animal", ""), ())) > 1:  # the same animal, but it may get another coat
+        return False
+    return bool(asked) and all(key in has and has[key] == value for key, value in asked.items())
+
+
+def _look(name: str) -> dict[str, Any]:
+    """Return what a scene with a subject has, unless it is fixed otherwise."""
+    return {"subject": name, "collar": SUBJECTS[name].collar, "hat": None}
 
 
 def answered(scene: Scene, changes: Mapping[str, Any]) -> Scene:
