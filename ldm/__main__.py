@@ -23,6 +23,7 @@ VERBS = {
     "benchmark": "benchmark",
     "spriteworld": "spriteworld",
     "ablate": "ablate",
+    "train-spriteworld": "train_spriteworld",
 }
 
 
