@@ -1,5 +1,6 @@
 """The sprite world: sheets of it, its photos and recognisers, and the measures of what lives in it."""
 
+import argparse
 import inspect
 import json
 import logging
@@ -23,28 +24,32 @@ def command() -> str:
     return shlex.join(["scripts/spriteworld.py", *sys.argv[1:]])
 
 
-# One function a job: its arguments are the options that the job takes, with what they are if nothing is given.
+# One function a job: its docstring is its help, and its arguments are the options that it takes, with their defaults.
 
 
 def sheet(output: Path = LOGS / "spriteworld.png") -> Path:
+    """Draw a sheet of the world: its animals, subjects, places and styles."""
     from ldm.spriteworld.world.photos import world_sheet
 
     return world_sheet(output)
 
 
 def photos() -> str:
+    """Draw the shipped photos of every subject and pictures of every class again, into data/spriteworld."""
     from ldm.spriteworld.world.photos import all_photos
 
     return "\n".join(map(str, all_photos(DATA)))
 
 
 def measure(ckpt: Path = EDITOR, scenes: int = 200, seed: int = 1, output: Path | None = None) -> str:
+    """How well an editor or a text-to-image model does on fresh scenes, against the drawn truth."""
     from ldm.spriteworld.experiments.measure import measure_checkpoint
 
     return measure_checkpoint(ckpt, DATA, scenes, seed, output, command())
 
 
 def calibrate(ckpt: Path = STAGE, scenes: int = 200, seed: int = 1, output: Path | None = None) -> str:
+    """What the measures say of known answers: the truth, an untouched copy, noise."""
     from ldm.spriteworld.experiments.measure import calibrate as calibrated
 
     return calibrated(ckpt, DATA, scenes, seed, output, command())
@@ -58,18 +63,21 @@ def subject(
     seed: int = 1,
     output: Path | None = None,
 ) -> str:
+    """An editor before and after a run learned a subject, on fresh scenes."""
     from ldm.spriteworld.experiments.subject import compare_subject
 
     return compare_subject(ckpt, run[0], subject, DATA, scenes, seed, output, command())
 
 
 def auto_cfg(ckpt: Path = EDITOR, scenes: int = 200, seed: int = 1) -> str:
+    """Automatic guidance scales beside fixed ones, on fresh scenes."""
     from ldm.spriteworld.experiments.guidance import measure_auto_cfg
 
     return measure_auto_cfg(ckpt, DATA, scenes, seed)
 
 
 def recogniser(steps: int = 1200) -> str:
+    """Train the two recognisers of animals anew, into data/spriteworld."""
     from ldm.spriteworld.weights.recognisers import make_recognisers
 
     return json.dumps(make_recognisers(DATA, steps), indent=2)
@@ -78,36 +86,42 @@ def recogniser(steps: int = 1200) -> str:
 def latents(
     ckpt: Path = EDITOR, scenes: int = 6000, pictures: int | None = None, seed: int = 50, output: Path = LATENTS
 ) -> Path:
+    """A first stage's training data: latents of scenes that an editor edited."""
     from ldm.spriteworld.weights.edited_latents import write_edited_latents
 
     return write_edited_latents(ckpt, output, scenes, seed, pictures)
 
 
 def scale(ckpt: Path = STAGE) -> str:
+    """The scale_factor that gives a first stage's latents unit variance."""
     from ldm.spriteworld.weights.first_stage import latent_scale
 
     return f"{latent_scale(ckpt):.5f}"
 
 
 def widen(output: Path, ckpt: Path = STAGE, channels: int | None = None, features: list[int] | None = None) -> Path:
+    """A first stage with more latent channels or features that still does the same (Net2Net)."""
     from ldm.spriteworld.weights.first_stage import widen_first_stage
 
     return widen_first_stage(ckpt, output, channels, features)
 
 
 def whiten(output: Path, ckpt: Path = STAGE, power: float = 0.0) -> Path:
+    """A first stage whose latents have white channels and decode to the same pictures."""
     from ldm.spriteworld.weights.first_stage import whiten_first_stage
 
     return whiten_first_stage(ckpt, output, power)
 
 
 def follow(output: Path, ckpt: Path = EDITOR, first_stage: Path = STAGE) -> str:
+    """A model rewritten for another first stage's latents, where the two differ by a linear map."""
     from ldm.spriteworld.weights.conversions import follow_first_stage
 
     return follow_first_stage(ckpt, first_stage, output)
 
 
 def without_picture(output: Path, ckpt: Path = EDITOR) -> Path:
+    """A text-to-image model: an editor without its picture's channels."""
     from ldm.spriteworld.weights.conversions import editor_without_picture
 
     return editor_without_picture(ckpt, output)
@@ -124,8 +138,10 @@ WEIGHTS = ("latents", "widen", "whiten", "follow", "without-picture")  # jobs th
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(prog="spriteworld.py", description=__doc__)
-    p.add_argument("what", choices=tuple(JOBS))
+    jobs = "\n".join(f"  {name:<16} {job.__doc__}" for name, job in JOBS.items())
+    form = argparse.RawDescriptionHelpFormatter
+    p = cli.Parser(prog="spriteworld.py", description=__doc__, epilog=f"jobs:\n{jobs}", formatter_class=form)
+    p.add_argument("what", choices=tuple(JOBS), metavar="job", help="one of those below")
     p.add_argument("--output", type=Path, help="a PNG, FILE.md or folder (measure, subject), .md or weights' file")
     p.add_argument("--ckpt", type=Path, help="an editor, text to image, or first stage (measure, scale, ...)")
     p.add_argument("--channels", type=int, help="widen: of the latents, more than now")

@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.command_lines import refused, script
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data" / "spriteworld"
@@ -73,20 +74,6 @@ def test_what_an_older_editor_has_learned_is_not_compared(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "logs/1_biscuit is older than data/spriteworld/editor.safetensors; run" in done.stderr
-
-
-def script(name):
-    """A script's functions, with its globals."""
-    return runpy.run_path(str(ROOT / "scripts" / name))
-
-
-def refused(capsys, monkeypatch, name, *words):
-    """What a script says when it refuses a command line."""
-    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
-    with pytest.raises(SystemExit) as error:
-        script(name)["parse"]()
-    assert error.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

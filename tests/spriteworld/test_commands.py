@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import runpy
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,23 +28,10 @@ from ldm.spriteworld.weights.latent_pictures import LatentPictures
 from ldm.spriteworld.world.dataset import SpritePictures, SpriteTriplets
 from ldm.spriteworld.world.sentences import KINDS, random_edit
 from ldm.spriteworld.world.tensors import pictures
+from tests.command_lines import refused, script
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data" / "spriteworld"
-
-
-def script(name):
-    """A script's functions, with its globals."""
-    return runpy.run_path(str(ROOT / "scripts" / name))
-
-
-def refused(capsys, monkeypatch, name, *words):
-    """What a script says when it refuses a command line."""
-    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
-    with pytest.raises(SystemExit) as error:
-        script(name)["parse"]()
-    assert error.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def spriteworld(capsys, monkeypatch, *words, data=None):
