@@ -56,16 +56,16 @@ def completion(shell: str) -> str:
     return shtab.complete(parser(), shell=shell)
 
 
-def _print_completion() -> None:
-    sys.stdout.write(f"{completion(sys.argv[2])}\n")
+def _write_completion(shell: str) -> None:
+    sys.stdout.write(f"{completion(shell)}\n")
 
 
 def main() -> None:
     """Run the script of the verb that the command line names."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb not in VERBS:
-        parser().parse_args(sys.argv[1:] or ["--help"])  # leaves for all but a completion
-        cli.run(_print_completion, "completion")
+        args = parser().parse_args(sys.argv[1:] or ["--help"])  # leaves for all but a completion
+        cli.run(lambda: _write_completion(args.shell), "completion")
     path = SCRIPTS / f"{VERBS[verb]}.py"
     sys.argv = [str(path), *sys.argv[2:]]
     runpy.run_path(str(path), run_name="__main__")

@@ -62,3 +62,9 @@ def test_a_wrapper_before_set_up_says_what_to_do(tmp_path):
         assert done.returncode == 2
         assert "scripts/setup.sh" in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_completion_takes_its_options_in_any_order():
+    command = [sys.executable, "-m", "ldm", "completion", "--traceback", "bash"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == completion("bash").strip()

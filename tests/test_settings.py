@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from ldm.config import FLAT, as_written_today, instantiate_from_config, load_config
 from ldm.diffusion.objective import Objective
 from ldm.errors import UserError
+from ldm.training.settings import TrainSettings
 from ldm.typed import plain, settings, typed
 
 
@@ -148,3 +149,16 @@ def test_configs_written_at_different_times_can_be_compared():
         "data": {"params": {"train": {"target": "ldm.spriteworld.world.dataset.SpriteTriplets"}}},
     }
     assert as_written_today(then) == now == as_written_today(now)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"edit_defaults": {"stepz": 5}}, r"unknown key 'training\.edit_defaults\.stepz'; did you mean 'steps'\?"),
+        ({"text_defaults": {"sampler": "eulr"}}, "eulr"),
+        ({"edit_defaults": {"steps": 0}}, "steps"),
+    ],
+)
+def test_what_kept_weights_recommend_is_checked_before_they_are_trained(given, said):
+    with pytest.raises(UserError, match=said):
+        TrainSettings(**given)

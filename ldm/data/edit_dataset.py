@@ -104,7 +104,7 @@ def read_triplets(folder: Path) -> list[Pair]:
 
 def _rows(folder: Path) -> list[Pair]:
     triplets = []
-    for number, line in enumerate((folder / ROWS).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate((folder / ROWS).read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         where = f"line {number} of '{folder / ROWS}'"

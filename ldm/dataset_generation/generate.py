@@ -34,14 +34,17 @@ logger = logging.getLogger(__name__)
 FEW_PHOTOS = 3
 
 
-def process_place() -> tuple[int, int]:
-    """Return (rank, number of processes) as torchrun or SLURM say it; (0, 1) alone. Raises UserError for nonsense."""
-    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if rank in os.environ and world in os.environ:
-            place, number = int(os.environ[rank]), int(os.environ[world])
-            if not 0 <= place < number:
+def rank_and_world() -> tuple[int, int]:
+    """Return (rank, number of processes) as torchrun or srun say it; (0, 1) alone. Raises UserError for nonsense.
+
+    A batch script without srun is alone, too: SLURM_PROCID and SLURM_NTASKS are set in it, SLURM_STEP_NUM_TASKS is not.
+    """
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        place, number = os.environ.get(rank, ""), os.environ.get(world, "")
+        if place and number:
+            if not (place.isdecimal() and number.isdecimal() and int(place) < int(number)):
                 raise UserError(f"{rank}={place} and {world}={number} in the environment do not fit together")
-            return place, number
+            return int(place), int(number)
     return 0, 1
 
 
@@ -90,7 +93,7 @@ def make_dataset(request: PairRequest) -> tuple[Path, dict[str, Any] | None]:
 
     Raises UserError for what does not fit, and where no instance pair passes the gates.
     """
-    rank, world = process_place()
+    rank, world = rank_and_world()
     checkpoint = read_checkpoint(request.source.ckpt)
     settings, gates = request.how(checkpoint.metadata)
     plan = plan_dataset(request, settings.resolution)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from ldm.errors import MissingFileError, UserError
 from ldm.evaluation.metrics import MEASURES, Measure
+from ldm.evaluation.results import Record, draws_of
 from ldm.evaluation.statistics import bootstrap
 from ldm.files import read_json
 from ldm.typed import settings
@@ -108,16 +110,17 @@ def _unknown(first: dict[str, Any], second: dict[str, Any], columns: dict[str, M
     ]
 
 
-Pictures = dict[tuple, dict[str, float]]  # (method, subject, case, index, seed, input) -> measures
+Pictures = dict[tuple, Record]  # by (method, subject, case, index, seed, input)
 
 
 def _row(method: str, name: str, measure: Measure, left: Pictures, right: Pictures) -> str:
     """Return one method's line for one measure, "" if no picture has it in both."""
-    keys = [key for key, of in left.items() if key[0] == method and name in of and name in right.get(key, {})]
+    mine = {key: record for key, record in left.items() if key[0] == method and name in record.measures}
+    keys = [key for key in mine if key in right and name in right[key].measures]
     if not keys:
         return ""
-    x, y = (torch.tensor([of[key][name] for key in keys], dtype=torch.float64) for of in (left, right))
-    clusters = [(key[1:3], key[3] if key[-1] is None else key[-1]) for key in keys]
+    x, y = (torch.tensor([of[key].measures[name] for key in keys], dtype=torch.float64) for of in (left, right))
+    clusters = draws_of([left[key] for key in keys])
     change, d = bootstrap(y - x, clusters=clusters, pairs=measure.pairs), measure.digits
     star = " *" if change.low > 0 or change.high < 0 else ""
     span = f" [{change.low:+.{d}f}, {change.high:+.{d}f}]{star}" if change.known else ""
@@ -126,7 +129,13 @@ def _row(method: str, name: str, measure: Measure, left: Pictures, right: Pictur
 
 def _by_picture(content: dict[str, Any]) -> Pictures:
     fixed = ("method", "subject", "case", "index", "seed")
-    return {(*(r[name] for name in fixed), r.get("input")): r["measures"] for r in content["records"]}
+    known = {f.name for f in fields(Record)}
+    empty = dict.fromkeys(known, "")  # an older file does not say everything
+    pictures = {}
+    for row in content["records"]:
+        record = Record(**{**empty, **{name: value for name, value in row.items() if name in known}})
+        pictures[(*(row[name] for name in fixed), row.get("input"))] = record
+    return pictures
 
 
 def _unlike_backbones(first: dict[str, Any], second: dict[str, Any], columns: dict[str, Measure]) -> dict[str, str]:

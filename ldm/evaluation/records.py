@@ -84,7 +84,7 @@ def _measured(
     measures = metrics.field_measures(models, pictures, photos, inputs, captions, case.kind == PRIOR)
     measures |= prepared.inputs.measure(pictures, photos, edited)
     region = prepared.inputs.region
-    if region is not None and "lpips" in models:
+    if edited and region is not None and "lpips" in models:
         region = repeated(region, len(pictures))
         measures["background LPIPS"] = metrics.background_distance(models["lpips"], pictures, prepared.pictures, region)
     return measures

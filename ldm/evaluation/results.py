@@ -94,7 +94,7 @@ class Results:
                         chosen = [r for r in chosen if not shared or _picture(r) in shared]
                     if chosen:
                         pairs = about.pairs or (method == PHOTOS and about.likeness)
-                        clusters = _draws(chosen)
+                        clusters = draws_of(chosen)
                         values = torch.tensor([r.measures[measure] for r in chosen])
                         interval = bootstrap(values, clusters=clusters, pairs=pairs)
                         table.setdefault(group, {}).setdefault(method, {})[measure] = interval
@@ -112,13 +112,13 @@ class Results:
         return unshared
 
 
-def _draws(records: Sequence[Record]) -> list[tuple]:
+def draws_of(records: Sequence[Record]) -> list[tuple]:
     """Return what each picture is a draw of: pictures of one input, whatever their seed, are not independent, and from
     text alone the same words and seed give the same picture of a subject, whatever case it stands in."""
     first: dict[tuple[str, str, int], tuple] = {}
     draws = []
     for r in records:
-        own = (r.case, r.subject, r.index if r.method == PHOTOS else r.input)
+        own = (r.case, r.subject, r.input if r.input and r.method != PHOTOS else r.index)
         again = r.method in TEXT_METHODS and r.prompt
         draws.append(first.setdefault((r.subject, r.prompt, r.seed), own) if again else own)
     return draws

@@ -93,7 +93,7 @@ class Inputs:
         pictures: k n answers, the inputs k times in turn. photos: the subject's, may be none. edited: False for
         pictures that were made from text alone.
         """
-        if self.region is None:
+        if self.region is None or not edited:
             return {}
         x = self.as_tensor(pictures)
         before = to_tensor(self.pictures).repeat(len(x) // len(self.pictures), 1, 1, 1)

@@ -10,7 +10,7 @@ from ldm.files import replacing
 NAME = "metrics.csv"
 
 
-def set_aside(folder: Path) -> None:
+def keep_earlier_part(folder: Path) -> None:
     """Put the rows of the run's earlier part out of the new logger's way."""
     path = folder / NAME
     if path.is_file():
@@ -18,7 +18,11 @@ def set_aside(folder: Path) -> None:
 
 
 def merge(folder: Path) -> None:
-    """Make one file of all parts. Of steps that were done again after a resume the later rows count."""
+    """Make one file of all parts. Of steps that were done again after a resume the later rows count.
+
+    What was logged after step N, like a validation, has the number of the first batch after it. Such a row stays where
+    a resumed run begins with that batch, unless the run logged the same columns again.
+    """
     parts = [*_parts(folder), *([folder / NAME] if (folder / NAME).is_file() else [])]
     if len(parts) < 2:
         return
@@ -28,7 +32,7 @@ def merge(folder: Path) -> None:
             part = list(csv.DictReader(file))
         first = min((int(row["step"]) for row in part), default=None)
         if first is not None:
-            rows = [row for row in rows if int(row["step"]) < first] + part
+            rows = [row for row in rows if int(row["step"]) < first or _is_kept(row, first, part)] + part
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(folder / NAME) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
@@ -36,6 +40,16 @@ def merge(folder: Path) -> None:
         writer.writerows(rows)
     for path in _parts(folder):
         path.unlink()
+
+
+def _is_kept(row: dict[str, str], first: int, later: list[dict[str, str]]) -> bool:
+    """Whether an earlier row says something of step ``first`` that the later part, which begins there, does not."""
+    again = {name for other in later if int(other["step"]) == first for name in _filled(other)}
+    return int(row["step"]) == first and not _filled(row) & again
+
+
+def _filled(row: dict[str, str]) -> set[str]:
+    return {name for name, value in row.items() if value not in ("", None)} - {"step", "epoch"}
 
 
 def _parts(folder: Path) -> list[Path]:

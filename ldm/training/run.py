@@ -21,7 +21,7 @@ from ldm.models.build import structure_of
 from ldm.models.devices import choose_device, choose_precision
 from ldm.training.callbacks import Checkpoints, ProgressBar, Sheets, StopOnSignal
 from ldm.training.checkpoint_io import DirectCheckpointIO
-from ldm.training.csv_log import merge, set_aside
+from ldm.training.csv_log import keep_earlier_part, merge
 from ldm.training.memory import MemoryUsed, estimate
 from ldm.training.prepare import build_data
 from ldm.training.settings import TrainSettings, load_training_config
@@ -76,7 +76,7 @@ def train(config: DictConfig, name: str, logs: Path = Path("logs"), resume: Path
         if resume is None:
             make_run_folder(folder)
             OmegaConf.save(config, folder / "config.yaml")
-        set_aside(folder / "metrics")
+        keep_earlier_part(folder / "metrics")
     try:
         trainer.fit(model, datamodule=data, ckpt_path=None if last is None else str(last), weights_only=False)
     finally:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from ldm.config import load_config
 from ldm.errors import UserError
+from ldm.inference.settings import EditSettings, TextSettings
 from ldm.typed import settings
 
 SUFFIXES = (".safetensors", ".ckpt")
@@ -72,6 +73,8 @@ class TrainSettings:
         late = [step for step in self.keep_at if not 1 <= step <= self.max_steps]
         if late:
             raise UserError(f"training.keep_at names step {late[0]}, but the run has steps 1 to {self.max_steps}")
+        settings(EditSettings, self.edit_defaults, "training.edit_defaults")
+        settings(TextSettings, self.text_defaults, "training.text_defaults")
         for name in ("sheet", "drift"):
             if getattr(self, f"{name}_every") and not getattr(self, name):
                 raise UserError(f"training.{name}_every is set, but training.{name} names nothing to do it with")

@@ -23,6 +23,12 @@ from ldm.typed import settings as typed_settings
 logger = logging.getLogger(__name__)
 
 
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name} of a sheet is {count}; a whole number from 1 is expected")
+
+
 class PromptSheet:
     """Pictures of fixed sentences, several seeds each."""
 
@@ -30,6 +36,7 @@ class PromptSheet:
         """prompts: a column each; settings: of the sampling, see ``TextSettings``; seeds: rows."""
         if not prompts:
             raise UserError("a sheet of pictures from text needs at least one prompt")
+        _check_counts(seeds=seeds, cell=cell)
         self.prompts, self.settings, self.seeds, self.cell = (
             list(prompts),
             typed_settings(TextSettings, settings, "training.sheet.params.settings"),
@@ -62,8 +69,7 @@ class TripletSheet:
 
         Raises UserError for what is missing, damaged or too narrow to edit.
         """
-        if rows < 1:
-            raise UserError(f"rows is {rows}; a sheet has at least 1")
+        _check_counts(rows=rows, cell=cell)
         triplets = read_triplets(Path(path))
         chosen = split_triplets(triplets, split, splits)
         if not chosen:
@@ -107,6 +113,7 @@ class SubjectSheet:
 
         Raises UserError for what is missing.
         """
+        _check_counts(rows=rows, cell=cell)
         folder = Path(pictures)
         manifest = read_manifest(folder)
         self.class_word = class_word or manifest.get("class_word")

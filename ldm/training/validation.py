@@ -30,7 +30,8 @@ class Validation(pl.Callback):
         self._done, self._latents = -1, {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validate what the run starts from."""
+        """Validate what the run starts from; what a resumed run starts from was validated before it was kept."""
+        self._done = trainer.global_step
         if trainer.global_step == 0:
             self._run(trainer, pl_module)
 

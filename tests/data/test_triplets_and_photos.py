@@ -61,6 +61,14 @@ def rows(tmp_path):
     return tmp_path
 
 
+def test_a_row_may_hold_any_character_that_json_lets_stand(rows):
+    text = "do\u2028it\u0085now"
+    row = {"input_image": "in0.png", "edited_image": "out0.png", "edit_prompt": text}
+    (rows / "metadata.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8", newline="")
+    data = EditDataset(str(rows), splits=(1.0, 0.0, 0.0), crop_res=16, min_resize_res=16, max_resize_res=16)
+    assert [data.item(i)["text"] for i in range(len(data))] == [text]
+
+
 def test_rows_become_triplets_split_without_overlap(rows):
     seen = []
     for split in ("train", "val", "test"):

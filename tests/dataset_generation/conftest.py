@@ -23,7 +23,7 @@ def photos(tmp_path) -> list[Path]:
 @pytest.fixture
 def generate(monkeypatch, capsys, caplog, tmp_path):
     """Run the command line in this process with a stand-in for the editor: (exit code, printed, said)."""
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
     def run(*arguments: object, editor: FakeEditor | None = None, **changes: object) -> tuple[int, str, str]:

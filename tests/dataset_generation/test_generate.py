@@ -17,6 +17,7 @@ from ldm.dataset_generation.plan import (
     plan_subject_edits,
 )
 from ldm.dataset_generation.request import PairRequest
+from ldm.errors import UserError
 from ldm.models.build import ModelSource
 from tests.dataset_generation.stand_ins import Doubtful, FakeEditor, files, maker, photo, whole_plan
 
@@ -28,24 +29,28 @@ from tests.dataset_generation.stand_ins import Doubtful, FakeEditor, files, make
     [
         ({}, (0, 1)),
         ({"RANK": "1", "WORLD_SIZE": "3"}, (1, 3)),
-        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}, (2, 4)),
+        ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}, (2, 4)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),  # a batch script without srun does all the work
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, (0, 1)),  # srun --ntasks 1
+        ({"RANK": "", "WORLD_SIZE": ""}, (0, 1)),
         ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (0, 2)),
         ({"SLURM_NTASKS": "4"}, (0, 1)),
     ],
 )
 def test_torchrun_and_slurm_say_which_share_is_ours(monkeypatch, variables, place):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert dataset_job.process_place() == place
+    assert dataset_job.rank_and_world() == place
 
 
-def test_a_place_that_is_none_is_refused(monkeypatch):
-    monkeypatch.setenv("RANK", "2")
+@pytest.mark.parametrize("rank", ["2", "-1", "x", "0.5"])
+def test_a_place_that_is_none_is_refused(monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="RANK=2"):
-        dataset_job.process_place()
+    with pytest.raises(UserError, match=f"RANK={rank}"):
+        dataset_job.rank_and_world()
 
 
 def test_the_command_makes_a_dataset_of_the_good_pictures(generate, tmp_path, photos):

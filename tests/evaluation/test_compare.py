@@ -132,3 +132,22 @@ def test_a_comparison_names_both_weights_and_leaves_out_what_other_backbones_mea
     assert "left out: CLIP-I, CLIP-T, CLIP direction, measured by 'clip' (p) and 'clip-large' (p)" in table
     assert "A: instruct_pix2pix (all): a.ckpt, hash-of-a" in table
     assert "B: instruct_pix2pix (all): b.ckpt, hash-of-b" in table
+
+
+def test_pictures_from_the_same_words_and_seed_are_one_draw_in_every_case(tmp_path):
+    """A text-to-image method makes the same picture for six cases with one prompt: that is no six draws."""
+
+    def results(name, by):
+        own = {"method": "dreambooth", "prompt": "a sks dog"}
+        records = [
+            {**RECORD, **own, "case": f"c{i}", "input": f"{i}", "seed": s, "measures": {"DINO": by * (1 + s)}}
+            for i in range(6)
+            for s in range(2)
+        ]
+        (tmp_path / name).mkdir()
+        content = {"suite": "s", "records": records, "methods": []}
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+        return tmp_path / name
+
+    row = next(line for line in compare(results("a", 1), results("b", 2)).splitlines() if "| DINO |" in line)
+    assert "[" not in row

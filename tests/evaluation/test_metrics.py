@@ -12,6 +12,7 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from ldm.checkpoint.save import weights_hash
 from ldm.evaluation import metrics
+from ldm.evaluation.sources import Inputs
 from ldm.models.backbones import Clip, Dino, Lpips, backbones, prepare
 from ldm.modules.text import tokenize
 
@@ -237,3 +238,12 @@ def test_all_measures_of_a_real_picture_case(dino, clip, lpips):
     assert set(prior) == {"PRES", "DIV"}
     assert prior["DIV"].abs().max() < 1e-5
     assert set(prior) | set(found) <= set(metrics.MEASURES)
+
+
+def test_pictures_from_text_alone_have_no_background_to_keep():
+    region = torch.zeros(1, 1, 16, 16)
+    region[..., 4:12, 4:12] = 1
+    inputs = Inputs([Image.new("RGB", (16, 16), "red")], region=region)
+    answers = [Image.new("RGB", (16, 16), "blue")]
+    assert "background kept (dB)" in inputs.measure(answers, [], edited=True)
+    assert inputs.measure(answers, [], edited=False) == {}

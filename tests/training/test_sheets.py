@@ -46,8 +46,12 @@ def test_held_out_triplets_are_shown_with_the_edit_between(tmp_path, tiny_model,
 
 def test_what_cannot_be_shown_is_refused_before_training(tmp_path):
     folder = triplets(tmp_path / "set", 4)
-    with pytest.raises(ValueError, match="rows is 0"):
+    with pytest.raises(ValueError, match="rows of a sheet is 0"):
         sheets.TripletSheet(folder, rows=0)
+    with pytest.raises(ValueError, match="rows of a sheet is 0"):
+        sheets.SubjectSheet(folder, "sks", class_word="dog", rows=0)
+    with pytest.raises(ValueError, match="seeds of a sheet is 0"):
+        sheets.PromptSheet(["a dog"], seeds=0)
     (tmp_path / "set" / "out001.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"out001.png' is not a picture"):
         sheets.TripletSheet(folder)
