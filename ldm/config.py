@@ -1,4 +1,4 @@
-"""Configs: YAML with ``base:``, dotlist overrides, objects made from ``target`` + ``params``, and settings with types.
+"""Configs: YAML with ``base:``, dotlist overrides, and objects made from ``target`` + ``params``.
 
 An upstream CompVis, DreamBooth or InstructPix2Pix YAML loads unmodified: ``ALIASES`` maps its class paths to ours,
 ``NO_EFFECT`` lists its parameters that mean nothing here. ``FLAT`` maps parameters that once stood by themselves to the
@@ -110,15 +110,22 @@ EXTRAS = {"bitsandbytes": "adam8bit"}  # packages that an extra of this project 
 
 
 def load_config(
-    path: str | Path, overrides: list[str] | tuple[str, ...] = (), also: Mapping[str, Iterable[str]] | None = None
+    path: str | Path,
+    overrides: list[str] | tuple[str, ...] = (),
+    also: Mapping[str, Iterable[str]] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> DictConfig:
-    """Read a YAML file, merged over its ``base:`` (a path, or a list, relative to the file), then the overrides.
+    """Read a YAML file, merged over its ``base:`` (a path, or a list, relative to the file), then texts and overrides.
 
-    overrides: ``key.sub=value`` strings. An override of a key that the file does not have is an error, unless ``also``
-    lists it for its section (keys that a section may have beside those that the file sets).
+    texts: ``key.sub`` -> words that are taken as they are. overrides: ``key.sub=value``, the value read as YAML. A key
+    that the file does not have is an error, unless ``also`` lists it for its section (keys that a section may have
+    beside those that the file sets).
     Raises MissingFileError for a missing file; UserError for text that is no YAML mapping, or an unknown key.
     """
     config, changes = _read(Path(path), ()), []
+    for key, text in (texts or {}).items():
+        _check_key(config, key, also or {})
+        OmegaConf.update(config, key, text.replace("${", "\\${"))
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign:

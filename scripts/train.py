@@ -40,15 +40,15 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def chosen(args: argparse.Namespace) -> list[str]:
-    """The overrides that the flags stand for."""
+def texts(args: argparse.Namespace) -> dict[str, str]:
+    """What the flags say, by its place in the config: text as it stands, where an override's value is YAML."""
     flags = {
         "dataset.root": args.data,
         "dataset.identifier": args.identifier,
         "dataset.class_word": args.class_word,
         "model.params.ckpt_path": args.ckpt,
     }
-    return [f"{key}={value}" for key, value in flags.items() if value is not None] + args.overrides
+    return {key: str(value) for key, value in flags.items() if value is not None}
 
 
 def main() -> int:
@@ -67,7 +67,7 @@ def main() -> int:
         args.config = CONFIGS / shipped
         logging.info("training by configs/%s", shipped)
     source = args.resume / "config.yaml" if args.resume else args.config
-    config = load_training_config(source, chosen(args))
+    config = load_training_config(source, args.overrides, texts(args))
     machines = {key: getattr(args, key) for key in ("devices", "num_nodes") if getattr(args, key) is not None}
     config = OmegaConf.merge(config, {"training": machines})
     name = args.name or (Path(args.config).stem if args.config else "")

@@ -1,5 +1,6 @@
 """Settings with types: what a config says becomes a dataclass, or one line that names the place and the mend."""
 
+import runpy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,8 @@ from omegaconf import OmegaConf
 from ldm.config import FLAT, as_written_today, instantiate_from_config, load_config
 from ldm.diffusion.objective import Objective
 from ldm.errors import UserError
-from ldm.training.settings import TrainSettings
+from ldm.project import CONFIGS, ROOT
+from ldm.training.settings import TrainSettings, load_training_config
 from ldm.typed import plain, settings, typed
 
 
@@ -162,3 +164,12 @@ def test_configs_written_at_different_times_can_be_compared():
 def test_what_kept_weights_recommend_is_checked_before_they_are_trained(given, said):
     with pytest.raises(UserError, match=said):
         TrainSettings(**given)
+
+
+@pytest.mark.parametrize("text", ["007", "yes", "null", "1e3", "a: b", "[x]", "a ${b} c", "é\U0001f600", "# x", "'q"])
+def test_a_flag_of_training_is_text_and_never_yaml(text):
+    script = runpy.run_path(str(ROOT / "scripts" / "train.py"))
+    args = script["parser"]().parse_args(["--identifier", text, "--data", "pairs"])
+    config = load_training_config(CONFIGS / "spriteworld" / "instruct2dream.yaml", [], script["texts"](args))
+    assert plain(config["dataset"])["identifier"] == text
+    assert plain(config["dataset"])["root"] == "pairs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,8 @@ class TrainSettings:
         return self.keep_at or [self.max_steps]
 
 
-def load_training_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+def load_training_config(
+    path: str | Path, overrides: Sequence[str] = (), texts: Mapping[str, str] | None = None
+) -> DictConfig:
     """Read a config to train by, as ``load_config`` does; an override may set any field of ``TrainSettings``."""
-    return load_config(path, list(overrides), {"training": [f.name for f in fields(TrainSettings)]})
+    return load_config(path, list(overrides), {"training": [f.name for f in fields(TrainSettings)]}, texts)
