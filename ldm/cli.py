@@ -68,7 +68,7 @@ def run(main: Callable[[], int | None], name: str) -> None:
         print(f"\n{name}: stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        message = said_of(error)
+        message = message_of(error)
         if message is None:
             raise
         if "--traceback" in sys.argv:
@@ -77,7 +77,7 @@ def run(main: Callable[[], int | None], name: str) -> None:
         sys.exit(2)
 
 
-def said_of(error: Exception) -> str | None:
+def message_of(error: Exception) -> str | None:
     """Return the line that says what went wrong, or None for a bug of ours, whose traceback is to be seen."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for it
         return GPU_MEMORY

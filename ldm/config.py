@@ -1,8 +1,8 @@
 """Configs: YAML with ``base:``, dotlist overrides, and objects made from ``target`` + ``params``.
 
 An upstream CompVis, DreamBooth or InstructPix2Pix YAML loads unmodified: ``ALIASES`` maps its class paths to ours,
-``NO_EFFECT`` lists its parameters that mean nothing here. ``FLAT`` maps parameters that once stood by themselves to the
-node that holds them now, wherever they come from: files, overrides, run folders, weights.
+``NO_EFFECT`` lists its parameters that mean nothing here. ``OLD_KEYS`` names parameters that once stood by themselves
+and the node that holds them now, wherever they come from: files, overrides, run folders, weights.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ NO_EFFECT = {
 }
 
 # Parameters of LatentDiffusion that once stood by themselves -> the node of its parameters that holds them now.
-FLAT = dict.fromkeys(
+OLD_KEYS = dict.fromkeys(
     (
         "loss_type",
         "reg_weight",
@@ -139,7 +139,7 @@ def load_config(
         raise UserError(f"cannot apply overrides {list(overrides)} to {path}: {first_line(error)}") from error
 
 
-def anchored(config: DictConfig, root: Path) -> DictConfig:
+def with_shipped_paths(config: DictConfig, root: Path) -> DictConfig:
     """Return the config with shipped files found from any directory: a relative ``ckpt_path``, or ``dataset.root``,
     that is not there but is there under ``root`` becomes absolute."""
 
@@ -163,7 +163,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
         raise UserError(f"config '{path}' is not readable YAML: {first_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"config '{path}' must be a mapping of keys to values")
-    config = OmegaConf.create(with_flat_placed(OmegaConf.to_container(config, resolve=False)))
+    config = OmegaConf.create(with_old_keys_placed(OmegaConf.to_container(config, resolve=False)))
     bases = config.pop("base", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if (not OmegaConf.is_list(bases) and not isinstance(bases, list)) or any(not isinstance(b, str) for b in bases):
@@ -192,8 +192,8 @@ def _check_key(config: DictConfig, dotted: str, also: Mapping[str, Iterable[str]
         walked.append(part)
 
 
-def with_flat_placed(config: Any) -> Any:
-    """Return a whole config (plain containers) with the parameters of ``model`` that ``FLAT`` names in their node."""
+def with_old_keys_placed(config: Any) -> Any:
+    """Return a whole config (plain containers) whose ``model`` has the parameters of ``OLD_KEYS`` in their node."""
     model = config.get("model") if isinstance(config, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(model.get("params"), Mapping):
         return config
@@ -205,10 +205,10 @@ def with_flat_placed(config: Any) -> Any:
 
 def _with_flat_placed(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return a LatentDiffusion's parameters with the flat ones in their node; a flat one wins."""
-    flat = {key: value for key, value in params.items() if key in FLAT}
-    placed = {key: value for key, value in params.items() if key not in FLAT}
-    for node in {FLAT[key] for key in flat}:
-        placed[node] = {**(placed.get(node) or {}), **{k: v for k, v in flat.items() if FLAT[k] == node}}
+    flat = {key: value for key, value in params.items() if key in OLD_KEYS}
+    placed = {key: value for key, value in params.items() if key not in OLD_KEYS}
+    for node in {OLD_KEYS[key] for key in flat}:
+        placed[node] = {**(placed.get(node) or {}), **{k: v for k, v in flat.items() if OLD_KEYS[k] == node}}
     return placed
 
 
@@ -223,13 +223,13 @@ def as_written_today(config: Any) -> Any:
             }
         return [renamed(value) for value in node] if isinstance(node, (list, tuple)) else node
 
-    return with_flat_placed(renamed(config))
+    return with_old_keys_placed(renamed(config))
 
 
 def _placed_key(dotted: str) -> str:
     """Return the key that an override means: of a flat parameter the one in its node."""
     before, _, last = dotted.rpartition(".")
-    return f"{before}.{FLAT[last]}.{last}" if before == "model.params" and last in FLAT else dotted
+    return f"{before}.{OLD_KEYS[last]}.{last}" if before == "model.params" and last in OLD_KEYS else dotted
 
 
 def resolve_alias(target: Any) -> str:

@@ -56,7 +56,7 @@ def main() -> int:
     import torch
     from omegaconf import OmegaConf
 
-    from ldm.config import anchored
+    from ldm.config import with_shipped_paths
     from ldm.training.run import finished, train
     from ldm.training.settings import load_training_config
 
@@ -71,7 +71,7 @@ def main() -> int:
     machines = {key: getattr(args, key) for key in ("devices", "num_nodes") if getattr(args, key) is not None}
     config = OmegaConf.merge(config, {"training": machines})
     name = args.name or (Path(args.config).stem if args.config else "")
-    run = train(anchored(config, ROOT), name, args.logs, args.resume)
+    run = train(with_shipped_paths(config, ROOT), name, args.logs, args.resume)
     if run is not None:
         print(run)
     return 0 if run is None or finished(run) else 143  # told to stop before the end: as after SIGTERM

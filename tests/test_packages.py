@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from ldm.config import anchored
+from ldm.config import with_shipped_paths
 from tests.config_nodes import ROOT, requirements
 
 
@@ -92,9 +92,9 @@ def test_shipped_files_are_found_from_any_directory(tmp_path, monkeypatch):
     config = OmegaConf.create(
         {"dataset": {"root": "gone"}, "model": {"ckpt_path": "data/w.ckpt", "params": {"x": "${dataset.root}/a"}}}
     )
-    found = anchored(config, tmp_path / "root")
+    found = with_shipped_paths(config, tmp_path / "root")
     assert found.model.ckpt_path == str(tmp_path / "root" / "data" / "w.ckpt")
     assert found.model.params.x == "gone/a"
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "w.ckpt").touch()
-    assert anchored(config, tmp_path / "root").model.ckpt_path == "data/w.ckpt"  # the user's own comes first
+    assert with_shipped_paths(config, tmp_path / "root").model.ckpt_path == "data/w.ckpt"  # the user's own comes first

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ldm.config import FLAT, as_written_today, instantiate_from_config, load_config
+from ldm.config import OLD_KEYS, as_written_today, instantiate_from_config, load_config
 from ldm.diffusion.objective import Objective
 from ldm.errors import UserError
 from ldm.project import CONFIGS, ROOT
@@ -103,8 +103,8 @@ def test_a_class_of_ours_is_given_what_it_declares(monkeypatch):
 
 
 def test_every_flat_parameter_is_one_of_the_objective():
-    assert set(FLAT) == set(Objective.__dataclass_fields__)
-    assert set(FLAT.values()) == {"objective_config"}
+    assert set(OLD_KEYS) == set(Objective.__dataclass_fields__)
+    assert set(OLD_KEYS.values()) == {"objective_config"}
 
 
 @pytest.mark.parametrize("way", ["file", "base", "override", "override of today"])

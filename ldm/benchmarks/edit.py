@@ -22,7 +22,7 @@ from ldm.checkpoint.read import Checkpoint
 from ldm.diffusion.conditioning import Conditioning
 from ldm.inference.editor import ImageEditor
 from ldm.inference.settings import EditSettings
-from ldm.models.build import lay_out, load_model
+from ldm.models.build import load_model, pack_for_cpu
 from ldm.models.devices import choose_precision
 from ldm.modules.text import tokenize
 
@@ -31,7 +31,7 @@ def our_editor(parts: dict[str, torch.nn.Module], size: str, device: torch.devic
     """Return our editor with the same weights, as ``ImageEditor.from_checkpoint`` would make it."""
     checkpoint = Checkpoint(Path("random"), "memory", published_tensors(parts))
     model = load_model(checkpoint, our_config(size), device=device, precision=precision)
-    lay_out(model)
+    pack_for_cpu(model)
     return ImageEditor(model, precision)
 
 

@@ -17,12 +17,12 @@ from ldm.typed import plain
 _CHILD = """
 import json, sys, torch
 from ldm.benchmarks.measure import peak_memory
-from ldm.models.build import lay_out, load_model
+from ldm.models.build import pack_for_cpu, load_model
 import transformers.models.clip.modeling_clip
 with peak_memory(torch.device("cpu")) as peak:
     model = load_model(sys.argv[1], None if sys.argv[3] == "-" else json.loads(sys.argv[3]), precision=sys.argv[2])
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    lay_out(model)
+    pack_for_cpu(model)
 print(json.dumps({"peak": peak(), "model": size}))
 """
 

@@ -1,7 +1,8 @@
 """Find pairs of pictures: ``<id>_0`` is the input, ``<id>_1`` the edited picture.
 
 Three layouts are read as they are: such files in one folder (with or without the ``manifest.json`` that
-generate_dataset.sh writes, there or in the folder above), and InstructPix2Pix's folders under a ``seeds.json``.
+generate_dataset.sh writes, there or in the folder above), and InstructPix2Pix's folders under a ``seeds.json``. A
+``metadata.jsonl`` of triplets is read in ``edit_dataset``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ldm.data.images import find_photos
 from ldm.dataset_generation.gates import NOT_FINITE
 from ldm.dataset_generation.maker import PairMaker
 from ldm.dataset_generation.plan import (
-    Planned,
+    PlannedPair,
     plan_edits,
     plan_instance,
     plan_regularization,
@@ -48,7 +48,7 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def plan_dataset(request: PairRequest, resolution: int) -> list[Planned]:
+def plan_dataset(request: PairRequest, resolution: int) -> list[PlannedPair]:
     """Return all pairs of a request. resolution: at which they are edited. Raises UserError for what cannot be."""
     photos = readable(find_photos(request.photos), resolution)
     words, seed = request.source_words, request.seed

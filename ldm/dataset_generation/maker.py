@@ -13,7 +13,7 @@ from PIL import Image
 from ldm.data.images import working_copy
 from ldm.data.instructions import REGULARIZATION_TEMPLATES, REVERSE_TEMPLATE, fill
 from ldm.dataset_generation.gates import ANOTHER, NOT_FINITE, UNLIKE, Gates, Verdict, judge
-from ldm.dataset_generation.plan import Planned, check_sentences
+from ldm.dataset_generation.plan import PlannedPair, check_sentences
 from ldm.dataset_generation.store import PairStore
 from ldm.inference.editor import ImageEditor
 from ldm.inference.settings import MAX_SCALE, EditSettings
@@ -82,7 +82,7 @@ class PairMaker:
         return key
 
     def run(
-        self, plan: Sequence[Planned], rank: int = 0, world: int = 1, progress: Callable[[int], None] | None = None
+        self, plan: Sequence[PlannedPair], rank: int = 0, world: int = 1, progress: Callable[[int], None] | None = None
     ) -> dict[str, Any] | None:
         """Make this process' share of the plan; return the manifest if the whole plan is done, else None.
 
@@ -100,9 +100,9 @@ class PairMaker:
         notes = self.store.finished(plan)
         return None if notes is None else self.store.finish(notes)
 
-    def _batches(self, plan: list[Planned]) -> Iterator[list[tuple[Planned, Image.Image]]]:
+    def _batches(self, plan: list[PlannedPair]) -> Iterator[list[tuple[PlannedPair, Image.Image]]]:
         """Yield pairs whose photos have one working size, at most batch_size of them."""
-        batch: list[tuple[Planned, Image.Image]] = []
+        batch: list[tuple[PlannedPair, Image.Image]] = []
         for pair in plan:
             photo = working_copy(pair.photo, self.settings.resolution)
             if batch and (len(batch) >= self.batch_size or photo.size != batch[0][1].size):
@@ -112,7 +112,7 @@ class PairMaker:
         if batch:
             yield batch
 
-    def _make(self, batch: list[tuple[Planned, Image.Image]]) -> None:
+    def _make(self, batch: list[tuple[PlannedPair, Image.Image]]) -> None:
         photos = [photo for _, photo in batch]
         first = [pair.prompt or self._sentence(pair, pair.direction != "forward") for pair, _ in batch]
         words = [None if pair.instruction else self._words(pair, pair.direction != "forward") for pair, _ in batch]
@@ -131,17 +131,17 @@ class PairMaker:
             reason = next((result.reason for result in results if result.reason), "")
             self.store.keep(pair, [result.record for result in results], [r.image for r in results], reason)
 
-    def _sentence(self, pair: Planned, reverse: bool) -> str:
+    def _sentence(self, pair: PlannedPair, reverse: bool) -> str:
         template = REVERSE_TEMPLATE if reverse else REGULARIZATION_TEMPLATES[0]
         return fill(template, class_word=self.class_word, source_word=pair.source_word)
 
-    def _further(self, pair: Planned) -> list[str]:
+    def _further(self, pair: PlannedPair) -> list[str]:
         """What is done to the input that an instance pair's reverse edit made; nothing to any other picture."""
         if pair.direction != "reverse":
             return []
         return [" ".join(text.replace("{word}", pair.source_word).split()) for text in self.source_edits]
 
-    def _words(self, pair: Planned, reverse: bool) -> tuple[str, str]:
+    def _words(self, pair: PlannedPair, reverse: bool) -> tuple[str, str]:
         words = (pair.source_word, self.class_word)
         return words[::-1] if reverse else words
 

@@ -18,7 +18,7 @@ INSTANCE, REGULARIZATION = "training", "regularization"
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedPair:
     """One pair to make.
 
     direction: "reverse" (the photo is the edited side; its input is made), "forward" (the photo is the input; its
@@ -114,11 +114,11 @@ def reg_folders(given: Sequence[str], source_words: Sequence[str], resolution: i
     return photos
 
 
-def plan_instance(photos: Sequence[Path], source_words: Sequence[str], per_photo: int, seed: int) -> list[Planned]:
+def plan_instance(photos: Sequence[Path], source_words: Sequence[str], per_photo: int, seed: int) -> list[PlannedPair]:
     """Return ``per_photo`` reverse edits of every photo for every source word."""
     wanted = [(p, w, k) for p in photos for w in source_words for k in range(per_photo)]
     return [
-        Planned(INSTANCE, f"{i:04d}", photo, "reverse", word, seed + i) for i, (photo, word, _) in enumerate(wanted)
+        PlannedPair(INSTANCE, f"{i:04d}", photo, "reverse", word, seed + i) for i, (photo, word, _) in enumerate(wanted)
     ]
 
 
@@ -127,7 +127,7 @@ def plan_regularization(
     number: int,
     seed: int,
     round_trips: Mapping[str, Sequence[Path]] | None = None,
-) -> list[Planned]:
+) -> list[PlannedPair]:
     """Return ``number`` forward pairs from pictures of each source word's class: the classes in turn, then their
     pictures, each time with another seed.
 
@@ -140,23 +140,23 @@ def plan_regularization(
         word = words[which]
         photo = shown[word][turn % len(shown[word])]
         direction = "forward" if word in pictures else "round trip"
-        plan.append(Planned(REGULARIZATION, f"{i:04d}", photo, direction, word, seed + 100_000 + i))
+        plan.append(PlannedPair(REGULARIZATION, f"{i:04d}", photo, direction, word, seed + 100_000 + i))
     return plan
 
 
-def plan_round_trips(photos: Sequence[Path], source_words: Sequence[str], number: int, seed: int) -> list[Planned]:
+def plan_round_trips(photos: Sequence[Path], source_words: Sequence[str], number: int, seed: int) -> list[PlannedPair]:
     """Return ``number`` regularization pairs whose inputs, too, are made: class photos edited in reverse."""
     plan = []
     for i in range(number):
         turn, place = divmod(i, len(photos))
         word = source_words[(place + turn) % len(source_words)]
-        plan.append(Planned(REGULARIZATION, f"{i:04d}", photos[place], "round trip", word, seed + 100_000 + i))
+        plan.append(PlannedPair(REGULARIZATION, f"{i:04d}", photos[place], "round trip", word, seed + 100_000 + i))
     return plan
 
 
 def plan_edits(
     pictures: Mapping[str, Sequence[Path]], instructions: Sequence[str], number: int, seed: int
-) -> list[Planned]:
+) -> list[PlannedPair]:
     """Return ``number`` regularization pairs that ask for other edits: the instructions in turn, each over
     the classes in turn, then their pictures; {word} stands for what a picture shows.
 
@@ -168,13 +168,13 @@ def plan_edits(
         word = words[place % len(words)]
         photo = pictures[word][place // len(words) % len(pictures[word])]
         text = " ".join(instructions[which].replace("{word}", word).split())
-        plan.append(Planned(REGULARIZATION, f"edit-{i:04d}", photo, "edit", word, seed + 200_000 + i, text))
+        plan.append(PlannedPair(REGULARIZATION, f"edit-{i:04d}", photo, "edit", word, seed + 200_000 + i, text))
     return plan
 
 
 def plan_subject_edits(
     photos: Sequence[Path], class_word: str, instructions: Sequence[str], number: int, seed: int
-) -> list[Planned]:
+) -> list[PlannedPair]:
     """Return ``number`` instance pairs that ask for other edits of the subject by its name: the instructions in turn,
     each over the photos in turn; {word} stands for the subject, "{identifier} class word" in training.
 
@@ -185,7 +185,7 @@ def plan_subject_edits(
     for i, which, place in _turns(number, len(instructions)):
         text = " ".join(instructions[which].replace("{word}", f"{IDENTIFIER} {class_word}").split())
         photo = photos[place % len(photos)]
-        plan.append(Planned(INSTANCE, f"edit-{i:04d}", photo, "edit", class_word, seed + 300_000 + i, text))
+        plan.append(PlannedPair(INSTANCE, f"edit-{i:04d}", photo, "edit", class_word, seed + 300_000 + i, text))
     return plan
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ldm.data import images
 from ldm.data.contact_sheet import contact_sheet
 from ldm.data.pairs import MANIFEST, SIDES
-from ldm.dataset_generation.plan import INSTANCE, REGULARIZATION, Planned
+from ldm.dataset_generation.plan import INSTANCE, REGULARIZATION, PlannedPair
 from ldm.errors import UserError
 from ldm.files import file_hash, read_json, replacing, write_json
 
@@ -56,7 +56,7 @@ class PairStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, wanted)
 
-    def check_plan(self, plan: Sequence[Planned]) -> None:
+    def check_plan(self, plan: Sequence[PlannedPair]) -> None:
         """Raise UserError if the folder holds notes of pairs that are not planned."""
         notes = {path.name for path in (self.output / NOTES).glob("*.json")} - {SETTINGS}
         more = notes - {self._note_path(pair).name for pair in plan}
@@ -65,7 +65,7 @@ class PairStore:
                 f"'{self.output}' holds {len(more)} more pairs than are asked for; choose another --output or delete it"
             )
 
-    def missing(self, plan: Sequence[Planned]) -> list[Planned]:
+    def missing(self, plan: Sequence[PlannedPair]) -> list[PlannedPair]:
         """Return the planned pairs that are still to be made, those whose pictures are gone among them."""
         there = self._pictures()
         missing = [pair for pair in plan if self._note(pair, there) is None]
@@ -74,7 +74,7 @@ class PairStore:
             logger.info("a picture of pair %s is gone: made anew, as it was", ", ".join(gone))
         return missing
 
-    def finished(self, plan: Sequence[Planned]) -> list[Note] | None:
+    def finished(self, plan: Sequence[PlannedPair]) -> list[Note] | None:
         """Return the notes of all planned pairs, or None while one is missing."""
         there = self._pictures()
         notes = [self._note(pair, there) for pair in plan]
@@ -86,7 +86,7 @@ class PairStore:
             self._hashes[path] = file_hash(path)
         return self._hashes[path]
 
-    def _note_path(self, pair: Planned) -> Path:
+    def _note_path(self, pair: PlannedPair) -> Path:
         return self.output / NOTES / f"{pair.folder}-{pair.id}.json"
 
     def _pictures(self) -> set[tuple[str, str]]:
@@ -94,7 +94,7 @@ class PairStore:
         files = (path for name in (INSTANCE, REGULARIZATION) for path in (self.output / name).glob("*_[01].*"))
         return {(path.parent.name, path.stem) for path in files if path.suffix.lower() in images.SUFFIXES}
 
-    def _note(self, pair: Planned, there: set[tuple[str, str]]) -> Note | None:
+    def _note(self, pair: PlannedPair, there: set[tuple[str, str]]) -> Note | None:
         """What is known of a finished pair; None for one that is to be made, also where a picture of it is gone."""
         path = self._note_path(pair)
         if not path.is_file():
@@ -110,7 +110,9 @@ class PairStore:
         whole = all((pair.folder, f"{pair.id}_{side}") in there for side in SIDES)
         return note if whole or "set_aside" in note else None
 
-    def keep(self, pair: Planned, made: Sequence[Note], pictures: Sequence[Image.Image | None], reason: str) -> None:
+    def keep(
+        self, pair: PlannedPair, made: Sequence[Note], pictures: Sequence[Image.Image | None], reason: str
+    ) -> None:
         """Write a pair's pictures and its note, or the note alone if it is set aside.
 
         made: how each picture was made; pictures: one, or two of a round trip; reason: why it is set aside, "" if not.
@@ -133,7 +135,7 @@ class PairStore:
             note |= self._write_pictures(pair, pictures)
         write_json(self._note_path(pair), note)
 
-    def _write_pictures(self, pair: Planned, pictures: Sequence[Image.Image | None]) -> Note:
+    def _write_pictures(self, pair: PlannedPair, pictures: Sequence[Image.Image | None]) -> Note:
         folder = self.output / pair.folder
         folder.mkdir(parents=True, exist_ok=True)
         note: Note = {}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ldm.errors import MissingFileError, UserError
-from ldm.evaluation.metrics import MEASURES, Measure
+from ldm.evaluation.measures import MEASURES, Measure
 from ldm.evaluation.results import Record, draws_of
 from ldm.evaluation.statistics import bootstrap
 from ldm.files import read_json

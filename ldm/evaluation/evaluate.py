@@ -18,12 +18,12 @@ from ldm.checkpoint.save import weights_hash
 from ldm.data.contact_sheet import contact_sheet
 from ldm.data.images import save_image
 from ldm.errors import UserError
-from ldm.evaluation.methods import Method, Wanted, make_pictures, read_methods, read_pictures
-from ldm.evaluation.prepared import Prepared, answers, prepare, wanted_of
+from ldm.evaluation.methods import Method, PictureToMake, make_pictures, read_methods, read_pictures
+from ldm.evaluation.prepared import Prepared, answers, pictures_to_make, prepare
 from ldm.evaluation.records import Made, records_of_case, records_of_photos
 from ldm.evaluation.report import SHEET_ROWS, write_report
 from ldm.evaluation.results import BOUNDS, TRUTH, Record, Results, as_markdown, write_files
-from ldm.evaluation.sources import PRIOR, Opened, fingerprint_of
+from ldm.evaluation.sources import PRIOR, PictureCache, fingerprint_of
 from ldm.evaluation.suite_file import read_suite
 from ldm.evaluation.suites import Suite
 from ldm.files import check_writable, content_hash
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "pillow", "numpy", "kornia")
 Photos = dict[str, dict[Path, Image.Image]]  # subject -> resolved path -> photo
-Jobs = list[tuple[Method, list[tuple[Prepared, list[Wanted]]]]]
+Jobs = list[tuple[Method, list[tuple[Prepared, list[PictureToMake]]]]]
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ def evaluate(
     command line has them. Called again with the same output it goes on where it was. Raises UserError if no method has
     a prompt in a case that can be run.
     """
-    opened = Opened()
+    opened = PictureCache()
     cases = [prepare(case, suite.seeds, opened) for case in suite.cases if not case.hole]
-    jobs: Jobs = [(m, [(p, wanted_of(p, m, output)) for p in cases if answers(m, p.case)]) for m in methods]
+    jobs: Jobs = [(m, [(p, pictures_to_make(p, m, output)) for p in cases if answers(m, p.case)]) for m in methods]
     for method, job in jobs:
         if not job:
             raise UserError(f"method {method.name} has nothing to do in suite '{suite.name}': no case has its prompt")
@@ -148,7 +148,7 @@ def _make_all(jobs: Jobs, batch_size: int, device: str, precision: str) -> None:
             make_pictures(method, every, batch_size, device, precision, bar.update)
 
 
-def _made_with(suite: Suite, photos: Photos, opened: Opened, device: str, precision: str) -> dict[str, Any]:
+def _made_with(suite: Suite, photos: Photos, opened: PictureCache, device: str, precision: str) -> dict[str, Any]:
     """Return what else two evaluations must have in common to be compared: ``compare`` says where they differ."""
     place = choose_device(device)
     asked = [

@@ -53,7 +53,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PictureToMake:
     """One picture to be made. input: None for text to image."""
 
     prompt: str
@@ -131,7 +131,7 @@ def _check_learned(name: str, subject: str, checkpoint: Checkpoint, suite: Suite
 
 def make_pictures(
     method: Method,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[PictureToMake],
     batch_size: int,
     device: str = "auto",
     precision: str = "auto",
@@ -167,7 +167,7 @@ def make_pictures(
             progress(len(batch))
 
 
-def _batches(todo: Sequence[int], wanted: Sequence[Wanted], size: int) -> list[list[int]]:
+def _batches(todo: Sequence[int], wanted: Sequence[PictureToMake], size: int) -> list[list[int]]:
     """Consecutive pictures of one shape, at most ``size`` of them."""
     batches: list[list[int]] = []
     for i in todo:
@@ -181,7 +181,7 @@ def _batches(todo: Sequence[int], wanted: Sequence[Wanted], size: int) -> list[l
     return batches
 
 
-def _recipe(method: Method, wanted: Wanted) -> dict[str, Any]:
+def _recipe(method: Method, wanted: PictureToMake) -> dict[str, Any]:
     return {
         "method": method.name,
         "prompt": wanted.prompt,
@@ -200,6 +200,6 @@ def _is_there(path: Path, recipe: dict[str, Any]) -> bool:
         return False
 
 
-def read_pictures(wanted: Sequence[Wanted]) -> list[Image.Image]:
+def read_pictures(wanted: Sequence[PictureToMake]) -> list[Image.Image]:
     """Return the pictures that were made."""
     return [open_rgb(w.path) for w in wanted]

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from ldm.errors import UserError
-from ldm.evaluation.methods import Method, Wanted
-from ldm.evaluation.sources import Inputs, Opened, fingerprint_of
+from ldm.evaluation.methods import Method, PictureToMake
+from ldm.evaluation.sources import Inputs, PictureCache, fingerprint_of
 from ldm.evaluation.suites import TEXT_METHODS, Case
 
 
@@ -40,7 +40,7 @@ class Prepared:
         return None if self.inputs.truth is None else self.inputs.truth * (len(self.pictures) // self.different)
 
 
-def prepare(case: Case, seeds: Sequence[int], opened: Opened) -> Prepared:
+def prepare(case: Case, seeds: Sequence[int], opened: PictureCache) -> Prepared:
     """Return a case with its pictures: every one once for every seed of the suite.
 
     opened: gives the pictures of files. Raises UserError for what the source cannot use.
@@ -66,12 +66,12 @@ def answers(method: Method, case: Case) -> bool:
     return method.name in case.prompts and method.subject in ("", case.subject.name)
 
 
-def wanted_of(prepared: Prepared, method: Method, output: Path) -> list[Wanted]:
+def pictures_to_make(prepared: Prepared, method: Method, output: Path) -> list[PictureToMake]:
     """Return the pictures that one method makes of one case. output: folder of the results."""
     folder = output / "pictures" / prepared.case.folder / method.name
     text = method.name in TEXT_METHODS
     return [
-        Wanted(
+        PictureToMake(
             prompt=prepared.case.prompt(method.name, words),
             seed=seed,
             input=None if text else picture,

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ldm.evaluation import metrics
-from ldm.evaluation.methods import Wanted
-from ldm.evaluation.metrics import Measure
+from ldm.evaluation.measures import Measure, background_distance, field_measures, leave_one_out
+from ldm.evaluation.methods import PictureToMake
 from ldm.evaluation.prepared import Prepared
 from ldm.evaluation.results import BOUNDS, INPUT, PHOTOS, TRUTH, Record
 from ldm.evaluation.sources import PRIOR, fingerprint_of, repeated
 from ldm.evaluation.suites import TEXT_METHODS, Case, Subject
 
-Made = dict[str, tuple[list[Wanted], list[Image.Image]]]  # method -> what was wanted, and the pictures that were made
+Made = dict[
+    str, tuple[list[PictureToMake], list[Image.Image]]
+]  # method -> what was wanted, and the pictures that were made
 
 
 def records_of_case(
@@ -34,7 +35,7 @@ def records_of_case(
     output: folder of the results, which the records' files are relative to.
     """
     others = others_of(prepared.case, photos)
-    rows: dict[str, tuple[list[Image.Image], list[Wanted] | None]] = {
+    rows: dict[str, tuple[list[Image.Image], list[PictureToMake] | None]] = {
         name: (pictures, wanted) for name, (wanted, pictures) in made.items()
     }
     rows[INPUT] = (prepared.pictures, None)
@@ -52,7 +53,7 @@ def records_of_case(
 
 
 def _records(
-    prepared: Prepared, name: str, wanted: list[Wanted] | None, measures: dict[str, torch.Tensor], output: Path
+    prepared: Prepared, name: str, wanted: list[PictureToMake] | None, measures: dict[str, torch.Tensor], output: Path
 ) -> list[Record]:
     """Return one row's figures as records. name: of the method or the bound; wanted: None for a bound."""
     case = prepared.case
@@ -81,12 +82,12 @@ def _measured(
     case, edited = prepared.case, name not in TEXT_METHODS
     inputs = prepared.pictures if edited else [None] * len(pictures)
     captions = (case.caption_before, case.caption_after)
-    measures = metrics.field_measures(models, pictures, photos, inputs, captions, case.kind == PRIOR)
+    measures = field_measures(models, pictures, photos, inputs, captions, case.kind == PRIOR)
     measures |= prepared.inputs.measure(pictures, photos, edited)
     region = prepared.inputs.region
     if edited and region is not None and "lpips" in models:
         region = repeated(region, len(pictures))
-        measures["background LPIPS"] = metrics.background_distance(models["lpips"], pictures, prepared.pictures, region)
+        measures["background LPIPS"] = background_distance(models["lpips"], pictures, prepared.pictures, region)
     return measures
 
 
@@ -114,7 +115,7 @@ def records_of_photos(subject: Subject, photos: Sequence[Image.Image], models: d
     measures: dict[str, torch.Tensor] = {}
     for key, name in (("dino", "DINO"), ("clip", "CLIP-I")):
         if key in models and len(photos) > 1:
-            measures[name] = metrics.leave_one_out(models[key].images(photos))
+            measures[name] = leave_one_out(models[key].images(photos))
     if "DINO" in measures:
         measures["PRES"] = measures["DINO"]
     if subject.judge is not None and photos:

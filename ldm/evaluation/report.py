@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ldm.evaluation.metrics import Measure
+from ldm.evaluation.measures import Measure
 from ldm.evaluation.results import Results
 from ldm.evaluation.statistics import ENOUGH, Interval
 from ldm.files import replacing

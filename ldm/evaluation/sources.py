@@ -13,14 +13,13 @@ from PIL import Image
 
 from ldm.data.images import SUFFIXES, open_rgb, pictures_in, resize, to_tensor
 from ldm.errors import UserError
-from ldm.evaluation import metrics
-from ldm.evaluation.metrics import Measure
+from ldm.evaluation.measures import Measure, background
 from ldm.files import content_hash
 
 PRIOR = "prior"  # the kind of case that asks for the plain class
 
 
-class Opened:
+class PictureCache:
     """Picture files as RGB, each decoded once."""
 
     def __init__(self) -> None:
@@ -97,7 +96,7 @@ class Inputs:
             return {}
         x = self.as_tensor(pictures)
         before = to_tensor(self.pictures).repeat(len(x) // len(self.pictures), 1, 1, 1)
-        return metrics.background(x, before, repeated(self.region, len(x)))
+        return background(x, before, repeated(self.region, len(x)))
 
     def as_tensor(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return pictures in the size of the first input, ``n 3 h w`` in [-1, 1]."""
@@ -126,11 +125,11 @@ class Source(ABC):
     left_out: tuple[str, ...] = ()
 
     @abstractmethod
-    def load(self, opened: Opened) -> Inputs:
+    def load(self, opened: PictureCache) -> Inputs:
         """Return the pictures. opened: gives those of files. Raises UserError for what cannot be used."""
 
     @abstractmethod
-    def about(self, opened: Opened) -> Any:
+    def about(self, opened: PictureCache) -> Any:
         """Return what tells this source from another one, as plain containers for a hash. opened: as for ``load``."""
 
     def made_with(self) -> dict[str, str]:
@@ -160,13 +159,13 @@ class PictureSource(Source):
         elif mask is None and task.reach == "local" and not task.is_prior:
             self.left_out = ("no mask: how well the background is kept is not measured here",)
 
-    def load(self, opened: Opened) -> Inputs:
+    def load(self, opened: PictureCache) -> Inputs:
         """Return the pictures. Raises UserError if the mask has another size, or leaves no background."""
         pictures = [opened(path) for path in self.files]
         region = None if self.mask is None else _region(self.mask, opened(self.mask), pictures[0])
         return Inputs(pictures, [path.name for path in self.files], [{} for _ in pictures], region=region)
 
-    def about(self, opened: Opened) -> Any:
+    def about(self, opened: PictureCache) -> Any:
         """Return the mask's fingerprint: the pictures' own are noted with every result."""
         return None if self.mask is None else fingerprint_of(opened(self.mask))
 

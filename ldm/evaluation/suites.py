@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.evaluation.metrics import Measure, with_columns
+from ldm.evaluation.measures import Measure, with_columns
 from ldm.evaluation.sources import PRIOR, Judge, Source
 
 TEXT_METHODS = ("dreambooth",)

@@ -58,7 +58,7 @@ def scale_grid(
     return list(itertools.product(dict.fromkeys(texts), dict.fromkeys(images)))
 
 
-class Judge:
+class ScaleJudge:
     """Scores edits of one picture by one instruction, by the editor's own model."""
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ def choose_scales(
     """Return the candidates, best first: all pairs of scales in few steps, then the best few in full; the first of the
     result is to be used, and the full ones stand before the drafts. The photo is encoded once for all of them."""
     input = editor.prepared(photo, settings)
-    judge = Judge(editor, input, instruction)
+    judge = ScaleJudge(editor, input, instruction)
     drafts = replace(settings, steps=min(settings.steps, DRAFT_STEPS))
 
     def tried(chosen: EditSettings) -> Candidate:

@@ -164,11 +164,11 @@ def load_for_use(
     place = choose_device(device)
     precision = choose_precision(precision, place)
     model = load_model(ckpt, config, vae_ckpt, weights, place, precision)
-    lay_out(model)
+    pack_for_cpu(model)
     return model, precision
 
 
-def lay_out(model: Any) -> None:
+def pack_for_cpu(model: Any) -> None:
     """Lay a model's weights out for fast inference, in place, where it is on a CPU and large enough to gain by it.
 
     A first stage in fp32 keeps its plain layers beside those that Winograd's filtering suits: on maps as large as

@@ -95,11 +95,11 @@ def test_unusual_layers_are_packed_rightly_or_left_alone(layer, shape, packs, dt
 
 def test_a_convolution_is_laid_out_anew_for_every_new_shape(monkeypatch):
     conv = nn.Conv2d(64, 32, 3, padding=1)
-    packed, lay_out, asked = PackedConv2d(copy.deepcopy(conv)), torch.ops.mkldnn._reorder_convolution_weight, []
+    packed, pack_for_cpu, asked = PackedConv2d(copy.deepcopy(conv)), torch.ops.mkldnn._reorder_convolution_weight, []
 
     def noted(weight, padding, stride, dilation, groups, shape):
         asked.append(tuple(shape))
-        return lay_out(weight, padding, stride, dilation, groups, shape)
+        return pack_for_cpu(weight, padding, stride, dilation, groups, shape)
 
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", noted)
     shapes = [(3, 64, 4, 4), (3, 64, 64, 64), (3, 64, 64, 64), (1, 64, 9, 5)]

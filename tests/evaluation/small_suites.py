@@ -11,8 +11,8 @@ from PIL import Image
 
 from ldm.data.images import to_tensor
 from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.measures import Measure
 from ldm.evaluation.methods import read_methods
-from ldm.evaluation.metrics import Measure
 from ldm.evaluation.results import Record
 from ldm.evaluation.sources import Inputs, Judge, Source
 from ldm.evaluation.suite_file import read_suite

@@ -21,7 +21,7 @@ from ldm.evaluation.evaluate import SuiteRequest, evaluate
 from ldm.evaluation.methods import read_methods
 from ldm.evaluation.prepared import prepare
 from ldm.evaluation.results import BOUNDS, as_markdown
-from ldm.evaluation.sources import Opened
+from ldm.evaluation.sources import PictureCache
 from ldm.inference.recipe import read_recipe
 from tests.evaluation.small_suites import (
     GIVEN,
@@ -278,7 +278,7 @@ def test_the_prior_is_asked_of_every_picture_of_a_folder(tmp_path):
 def test_every_seed_sees_every_picture_of_a_source(tmp_path):
     content = suite_content(tmp_path)
     content["cases"] = [content["cases"][0] | {"source": squares(becomes="red", count=3)}]
-    p = prepare(read(tmp_path, content).cases[0], (0, 7), Opened())
+    p = prepare(read(tmp_path, content).cases[0], (0, 7), PictureCache())
     assert [len(of) for of in (p.pictures, p.truth, p.prints, p.names, p.words)] == [6] * 5
     assert p.different == 3
     assert p.seeds == [0, 1000, 2000, 7, 1007, 2007]

@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from ldm.evaluation import sources
-from ldm.evaluation.metrics import MEASURES
+from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.suite_file import read_suite
 from tests.evaluation.small_suites import (
     ROOT,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ldm.data.images import to_tensor
-from ldm.inference.auto_cfg import Judge, choose_scales, scale_grid, total_steps
+from ldm.inference.auto_cfg import ScaleJudge, choose_scales, scale_grid, total_steps
 from ldm.inference.edit_job import run_job
 from ldm.inference.editor import ImageEditor
 from ldm.inference.recipe import read_recipe
@@ -60,7 +60,7 @@ def test_the_photo_is_encoded_once_for_all_candidates(editor, photo, monkeypatch
     assert len(seen) == 1 + len(grid)  # the photo, then each candidate to be judged
     assert torch.equal(seen[0], to_tensor(photo))
     monkeypatch.undo()
-    judge = Judge(editor, photo, "replace the wolf with a bear")
+    judge = ScaleJudge(editor, photo, "replace the wolf with a bear")
     for candidate in found:
         assert candidate.score == judge.score(candidate.picture)
 

@@ -24,7 +24,7 @@ def test_large_models_are_laid_out_for_the_cpu(tiny_model, monkeypatch, dtype, s
         pytest.skip("this machine has no such packing operators")
     monkeypatch.setattr(build, "PACK_FROM", smallest)
     model = copy.deepcopy(tiny_model).to(dtype)
-    build.lay_out(model)
+    build.pack_for_cpu(model)
     parts = (model.model, model.first_stage_model)
     found = [any(isinstance(m, PackedConv2d) for m in part.modules()) for part in parts]
     assert tuple(found) == laid_out

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.data.images import to_images
-from ldm.inference.auto_cfg import Judge
+from ldm.inference.auto_cfg import ScaleJudge
 from ldm.inference.editor import ImageEditor
 from ldm.spriteworld.judging.editor import draw_edits, pictures
 
@@ -26,7 +26,7 @@ def test_the_true_answer_is_believed_more_than_the_input_another_answer_and_nois
     scores = {
         name: torch.tensor(
             [
-                Judge(editor, b, e.instruction).score(a)
+                ScaleJudge(editor, b, e.instruction).score(a)
                 for a, b, e in zip(to_images(x), to_images(before), edits, strict=True)
             ]
         )
@@ -41,7 +41,7 @@ def test_the_background_is_where_the_true_pictures_agree(editor):
     shares = []
     for edit in draw_edits(12, 63, "colour"):
         before, truth = pictures([edit.source]), pictures([edit.target])
-        judge = Judge(editor, to_images(before)[0], edit.instruction)
+        judge = ScaleJudge(editor, to_images(before)[0], edit.instruction)
         changed = (before - truth).abs().amax(1)[0].unfold(0, 8, 8).unfold(1, 8, 8).amax((2, 3)) > 0.05
         assert judge.background.shape == changed.shape
         assert 0 <= judge.background.min() <= judge.background.max() <= 1
@@ -54,7 +54,7 @@ def test_the_background_is_where_the_true_pictures_agree(editor):
 def test_a_lost_background_costs_more_than_the_models_doubt_alone(editor):
     (edit,) = draw_edits(1, 64, "colour")
     before, truth = to_images(pictures([edit.source]))[0], pictures([edit.target])
-    judge = Judge(editor, before, edit.instruction)
+    judge = ScaleJudge(editor, before, edit.instruction)
     spoiled = truth.clone()
     spoiled[..., :16, :] = -spoiled[..., :16, :]  # the sky, which the instruction does not name
     kept, lost = (judge.score(to_images(x)[0]) for x in (truth, spoiled))

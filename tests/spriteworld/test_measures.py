@@ -118,7 +118,7 @@ def test_mosaics_are_unclean_although_every_piece_is_true(swaps):
 
 
 def test_uncleanness_of_contrast_is_the_logarithm_of_its_factor():
-    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1  # variation far above FLAT
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1  # variation far above OLD_KEYS
     assert m.uncleanness(0.5 * x, x).tolist() == pytest.approx([math.log(2)] * 2, abs=0.02)
 
 

@@ -14,11 +14,11 @@ import yaml
 from ldm.errors import UserError
 from ldm.evaluation.compare import compare
 from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.methods import read_methods
-from ldm.evaluation.metrics import MEASURES
 from ldm.evaluation.prepared import prepare
 from ldm.evaluation.results import as_markdown
-from ldm.evaluation.sources import Opened, Task
+from ldm.evaluation.sources import PictureCache, Task
 from ldm.evaluation.suite_file import read_suite
 from ldm.evaluation.suites import Case, Subject
 from ldm.spriteworld.judging import suite_cases
@@ -41,7 +41,7 @@ def source(kind="replacement", reach="local", what=None, answer=None, **more):
 
 
 def drawn_by(made):
-    return made.load(Opened()).scenes
+    return made.load(PictureCache()).scenes
 
 
 def figures(made, x, photos=None, edited=True):
@@ -225,7 +225,7 @@ def test_an_answer_that_leaves_something_to_do_is_read_and_can_be_loaded(tmp_pat
 
 def test_every_seed_sees_every_scene():
     biscuit = Subject("biscuit", (), "sks", "dog", SpriteSubject("biscuit"))
-    p = prepare(Case("x", biscuit, "replacement", "local", {}, source(scenes=3)), (0, 7), Opened())
+    p = prepare(Case("x", biscuit, "replacement", "local", {}, source(scenes=3)), (0, 7), PictureCache())
     assert len(p.pictures) == len(p.seeds) == len(p.truth) == 6
     assert len(set(p.seeds)) == 6
     twice = p.inputs.scenes.times(6)

@@ -17,7 +17,7 @@ import torch
 
 from ldm.checkpoint.read import read_checkpoint
 from ldm.checkpoint.runs import kept_weights
-from ldm.config import anchored, load_config
+from ldm.config import load_config, with_shipped_paths
 from ldm.dataset_generation.class_images import make_class_images
 from ldm.dataset_generation.generate import make_dataset
 from ldm.dataset_generation.request import PairRequest
@@ -254,7 +254,7 @@ def _trained(
             config = load_training_config(started / "config.yaml")
         else:
             config = load_training_config(folders.root / ablation.config, _overrides(ablation, name, seed, data))
-        run = train(anchored(config, folders.root), subject, logs, resume=started)
+        run = train(with_shipped_paths(config, folders.root), subject, logs, resume=started)
     if not finished(run):  # it was stopped
         raise KeyboardInterrupt
     if ablation.suite:

@@ -14,7 +14,7 @@ from kornia.color import rgb_to_lab
 
 CHANGED = 0.1  # of values in [-1, 1]: a pixel in which two true pictures differ
 WINDOW = 9  # pixels a side: about a head
-FLAT = 0.02  # mean step between neighbours (of values in [-1, 1], across and down): about that of a plain wall
+OLD_KEYS = 0.02  # mean step between neighbours (of values in [-1, 1], across and down): about that of a plain wall
 
 
 def _lab(x: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ def uncleanness(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None 
     of ``|log|`` of their ratio in windows of ``WINDOW`` pixels around every pixel (inside the mask).
 
     0 is as clean as the truth; 0.1 is a tenth too rough or too smooth throughout. Blur here does not make up for
-    speckle there, as it does in ``roughness``; every window's variation counts ``FLAT`` more, so flat ones do not
+    speckle there, as it does in ``roughness``; every window's variation counts ``OLD_KEYS`` more, so flat ones do not
     decide.
     """
     mask = torch.ones_like(x[:, :1]) if mask is None else mask
@@ -114,7 +114,7 @@ def uncleanness(x: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None 
     def local(p: torch.Tensor) -> torch.Tensor:
         across, down = (part.mean(1, keepdim=True) for part in _variation(p))
         both = F.pad(across, (0, 1)) + F.pad(down, (0, 0, 0, 1))
-        return FLAT + F.avg_pool2d(both, WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
+        return OLD_KEYS + F.avg_pool2d(both, WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
 
     return _mean_inside((local(x) / local(truth)).log().abs(), mask)
 

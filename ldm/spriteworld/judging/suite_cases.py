@@ -16,8 +16,8 @@ from PIL import Image
 from ldm.checkpoint.save import weights_hash
 from ldm.data.images import to_images, to_tensor
 from ldm.errors import UserError
-from ldm.evaluation.metrics import leave_one_out
-from ldm.evaluation.sources import Inputs, Judge, Opened, Source, Task
+from ldm.evaluation.measures import leave_one_out
+from ldm.evaluation.sources import Inputs, Judge, PictureCache, Source, Task
 from ldm.spriteworld.judging.measures import edited_region
 from ldm.spriteworld.judging.suite_measures import COLUMNS, Asked, Drawn, exact_measures, recogniser
 from ldm.spriteworld.world.scene import (
@@ -118,7 +118,7 @@ class DrawnScenes(Source):
         if is_idle(self.draw, self.answer):
             raise UserError(f"answer {self.answer} changes nothing in scenes that are drawn with {self.draw}")
 
-    def load(self, opened: Opened) -> DrawnInputs:
+    def load(self, opened: PictureCache) -> DrawnInputs:
         """Return the scenes, drawn the same every time; none of them is as the answer wants it already.
 
         Raises UserError if the answer changes nothing in the scenes that are drawn.
@@ -147,7 +147,7 @@ class DrawnScenes(Source):
             scenes=scenes,
         )
 
-    def about(self, opened: Opened) -> Any:
+    def about(self, opened: PictureCache) -> Any:
         """Return what is drawn and how it is answered."""
         return {"scenes": self.count, "seed": self.seed, "draw": self.draw, "answer": self.answer}
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_lab
 
-from ldm.evaluation.metrics import Measure, similarity
+from ldm.evaluation.measures import Measure, similarity
 from ldm.evaluation.sources import PRIOR, repeated
 from ldm.project import SPRITEWORLD
 from ldm.spriteworld.judging import measures as m

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ldm.config import anchored, load_config
+from ldm.config import load_config, with_shipped_paths
 from ldm.errors import UserError
 from ldm.files import content_hash, file_hash, read_json, replacing, write_json
 from ldm.models.export import export
@@ -260,7 +260,7 @@ def _config(stage: Stage, places: Places, given: Sequence[str]) -> Any:
         given = [text for text in given if not text.startswith(("data.params.train.", "data.params.train="))]
     scale = [] if stage.scale is None else [f"model.params.scale_factor={read_json(stage.scale)}"]
     overrides = [f"training.max_steps={stage.steps}", *stage.overrides, *scale, *given]
-    return anchored(load_training_config(places.configs / stage.config, overrides), ROOT)
+    return with_shipped_paths(load_training_config(places.configs / stage.config, overrides), ROOT)
 
 
 def _origin(config: Any, stage: Stage, places: Places) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from ldm.checkpoint.save import weights_hash
-from ldm.evaluation import metrics
+from ldm.evaluation import measures
 from ldm.evaluation.sources import Inputs
 from ldm.models.backbones import Clip, Dino, Lpips, backbones, prepare
 from ldm.modules.text import tokenize
@@ -65,16 +65,16 @@ def lpips(tmp_path_factory):
 def test_similarity_of_known_directions():
     east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     photos = torch.stack([east, east, north])
-    assert metrics.similarity(torch.stack([east, north]), photos).tolist() == pytest.approx([2 / 3, 1 / 3])
-    assert metrics.leave_one_out(photos).tolist() == pytest.approx([0.5, 0.5, 0.0])
+    assert measures.similarity(torch.stack([east, north]), photos).tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert measures.leave_one_out(photos).tolist() == pytest.approx([0.5, 0.5, 0.0])
     with pytest.raises(ValueError, match="no others"):
-        metrics.leave_one_out(photos[:1])
+        measures.leave_one_out(photos[:1])
 
 
 def test_direction_is_one_along_the_wish_minus_one_against_it_and_zero_for_a_copy():
     before, wish = torch.zeros(3, 4), torch.tensor([[1.0, 2.0, 0.0, 0.0]])
     after = torch.cat([3 * wish, -wish, torch.zeros(1, 4)])
-    found = metrics.direction(after, before, wish, torch.zeros(1, 4))
+    found = measures.direction(after, before, wish, torch.zeros(1, 4))
     assert found.tolist() == pytest.approx([1.0, -1.0, 0.0], abs=1e-6)
 
 
@@ -85,11 +85,11 @@ def test_background_counts_only_outside_the_region():
     x = source.clone()
     x[0, :, :, :4] = 1.0  # inside only
     x[1, :, :, 4:] = 0.2  # outside: a tenth of the range
-    found = metrics.background(x, source, region)
+    found = measures.background(x, source, region)
     assert found["background kept (dB)"].tolist() == pytest.approx([60.0, 20.0], abs=1e-4)
     assert found["background L1"].tolist() == pytest.approx([0.0, 0.1], abs=1e-6)
     with pytest.raises(ValueError, match="whole picture"):
-        metrics.background(x, source, torch.ones_like(region))
+        measures.background(x, source, torch.ones_like(region))
 
 
 def test_pictures_are_prepared_as_stated():
@@ -156,18 +156,18 @@ def test_lpips_of_one_layer_by_hand(lpips):
 def test_lpips_between_pictures_does_not_depend_on_their_size(lpips):
     lpips = Lpips(*lpips)
     small = [Image.effect_noise((64, 64), 90 + i).convert("RGB") for i in range(3)]
-    large = [picture.resize(metrics.LPIPS_SIZE, Image.Resampling.LANCZOS) for picture in small]
-    assert torch.allclose(metrics.pair_distances(lpips, small), metrics.pair_distances(lpips, large))
+    large = [picture.resize(measures.LPIPS_SIZE, Image.Resampling.LANCZOS) for picture in small]
+    assert torch.allclose(measures.pair_distances(lpips, small), measures.pair_distances(lpips, large))
     region = torch.zeros(1, 1, 64, 64)
     region[..., 16:40, 8:56] = 1
-    wide = torch.nn.functional.interpolate(region, metrics.LPIPS_SIZE)
+    wide = torch.nn.functional.interpolate(region, measures.LPIPS_SIZE)
     changed = [picture.copy() for picture in small]
     for picture in changed:
         picture.paste("red", (12, 20, 50, 36))
-    inside = metrics.background_distance(lpips, changed, small, region)
-    big = [picture.resize(metrics.LPIPS_SIZE, Image.Resampling.LANCZOS) for picture in changed]
-    assert torch.allclose(inside, metrics.background_distance(lpips, big, large, wide))
-    assert (inside < 0.1 * metrics.background_distance(lpips, changed, small, torch.zeros_like(region))).all()
+    inside = measures.background_distance(lpips, changed, small, region)
+    big = [picture.resize(measures.LPIPS_SIZE, Image.Resampling.LANCZOS) for picture in changed]
+    assert torch.allclose(inside, measures.background_distance(lpips, big, large, wide))
+    assert (inside < 0.1 * measures.background_distance(lpips, changed, small, torch.zeros_like(region))).all()
 
 
 def test_weights_are_told_apart_by_their_values(lpips):
@@ -230,14 +230,14 @@ def test_half_a_download_of_a_backbone_is_one_line(tmp_path, dino):
 def test_all_measures_of_a_real_picture_case(dino, clip, lpips):
     models, _ = backbones(str(dino), str(clip), lpips)
     same = [picture(1, (80, 80))] * 2
-    found = metrics.field_measures(models, same, same[:1], same, ("a dog", "a red dog"))
+    found = measures.field_measures(models, same, same[:1], same, ("a dog", "a red dog"))
     assert found["DINO"].tolist() == pytest.approx([1, 1], abs=1e-5)
     assert found["CLIP-I"].tolist() == pytest.approx([1, 1], abs=1e-5)
     assert found["CLIP direction"].tolist() == [0, 0]  # a copy has no direction
-    prior = metrics.field_measures(models, same, same[:1], same, prior=True)
+    prior = measures.field_measures(models, same, same[:1], same, prior=True)
     assert set(prior) == {"PRES", "DIV"}
     assert prior["DIV"].abs().max() < 1e-5
-    assert set(prior) | set(found) <= set(metrics.MEASURES)
+    assert set(prior) | set(found) <= set(measures.MEASURES)
 
 
 def test_pictures_from_text_alone_have_no_background_to_keep():
