@@ -21,7 +21,6 @@ GIB = 2**30
 def parameter_counts(config: Any) -> tuple[int, int]:
     """Return (all, trained) parameters of a run's model, built without memory for them."""
     node = without_checkpoints(plain(config["model"]))
-    node["params"] = {k: v for k, v in (node.get("params") or {}).items() if k != "ckpt_path"}
     with torch.device("meta"):
         model = instantiate_from_config(node)
     counted = [p for name, p in model.named_parameters() if not name.startswith("model_ema.")]
