@@ -7,11 +7,13 @@ from pathlib import Path
 from ldm import cli
 from ldm.project import CONFIGS, LOGS, ROOT
 
+FULL, SMALL = "stable-diffusion/v1-finetune_unfrozen.yaml", "spriteworld/instruct2dream.yaml"
+
 
 def parser() -> cli.Parser:
     p = cli.Parser(prog="train.py", description=__doc__)
     p.add_argument(
-        "config", nargs="?", help="YAML file; default: v1-finetune_unfrozen.yaml with --ckpt, else the sprite world's"
+        "config", nargs="?", help=f"YAML file; default: configs/{FULL}; the sprite world's for its own weights"
     )
     p.add_argument("overrides", nargs="*", help="key.sub=value over the file, like training.max_steps=1000")
     p.add_argument("--data", help="folder that generate_dataset.sh made")
@@ -51,6 +53,17 @@ def texts(args: argparse.Namespace) -> dict[str, str]:
     return {key: str(value) for key, value in flags.items() if value is not None}
 
 
+def recipe_for(ckpt: str | None) -> str:
+    """The shipped recipe without a config: the small one for weights of its size, and where no weights are named."""
+    from ldm.checkpoint.inspect import fits
+    from ldm.checkpoint.read import read_checkpoint
+
+    if ckpt is None:
+        return SMALL
+    found = fits(read_checkpoint(ckpt), CONFIGS / SMALL)
+    return SMALL if found is not None and found[0] else FULL
+
+
 def main() -> int:
     args = parse()
     import torch
@@ -63,13 +76,15 @@ def main() -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.config is None and args.resume is None:
-        shipped = "stable-diffusion/v1-finetune_unfrozen.yaml" if args.ckpt else "spriteworld/instruct2dream.yaml"
+        shipped = recipe_for(args.ckpt)
         args.config = CONFIGS / shipped
         logging.info("training by configs/%s", shipped)
     source = args.resume / "config.yaml" if args.resume else args.config
     config = load_training_config(source, args.overrides, texts(args))
     machines = {key: getattr(args, key) for key in ("devices", "num_nodes") if getattr(args, key) is not None}
     config = OmegaConf.merge(config, {"training": machines})
+    if args.resume and finished(args.resume):
+        logging.warning("the run has had all its steps; for more, raise training.max_steps in %s", source)
     name = args.name or (Path(args.config).stem if args.config else "")
     run = train(with_shipped_paths(config, ROOT), name, args.logs, args.resume)
     if run is not None:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from ldm.config import OLD_KEYS, as_written_today, instantiate_from_config, load_config
 from ldm.diffusion.objective import Objective
 from ldm.errors import UserError
-from ldm.project import CONFIGS, ROOT
+from ldm.project import CONFIGS, ROOT, SPRITEWORLD
 from ldm.training.settings import TrainSettings, load_training_config
 from ldm.typed import plain, settings, typed
 
@@ -173,3 +173,12 @@ def test_a_flag_of_training_is_text_and_never_yaml(text):
     config = load_training_config(CONFIGS / "spriteworld" / "instruct2dream.yaml", [], script["texts"](args))
     assert plain(config["dataset"])["identifier"] == text
     assert plain(config["dataset"])["root"] == "pairs"
+
+
+def test_without_a_config_training_takes_the_recipe_that_the_weights_fit(tiny_ckpt):
+    recipe_for = runpy.run_path(str(ROOT / "scripts" / "train.py"))["recipe_for"]
+    small, full = "spriteworld/instruct2dream.yaml", "stable-diffusion/v1-finetune_unfrozen.yaml"
+    assert recipe_for(None) == recipe_for(str(SPRITEWORLD / "editor.safetensors")) == small
+    assert recipe_for(str(tiny_ckpt)) == full  # neither fits: the error is that of the recipe for published weights
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        recipe_for("gone.ckpt")

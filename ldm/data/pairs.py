@@ -37,12 +37,25 @@ class Pair:
     photo: str = ""
 
 
+def missing_pairs(folder: Path) -> MissingFileError:
+    """Return the error for a folder of pairs that is not there; it says so where there are photos instead."""
+    root = folder.parent
+    beside = list(root.iterdir()) if root.is_dir() else []
+    made_here = any(p.is_dir() or p.name == "manifest.json" for p in beside)
+    if not made_here and any(p.suffix.lower() in SUFFIXES for p in beside):
+        return MissingFileError(
+            f"'{root}' holds pictures, but no pairs ('{folder}'): make them with generate_dataset.sh --photos "
+            f"'{root}', and train on its --output"
+        )
+    return MissingFileError(f"folder of pairs '{folder}' does not exist; generate_dataset.sh makes one")
+
+
 def find_pairs(folder: str | Path) -> list[Pair]:
     """Return a folder's pairs, sorted by id. Raises MissingFileError for no folder or no pairs, and UserError for a
     picture without its partner or with two."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise MissingFileError(f"folder of pairs '{folder}' does not exist")
+        raise missing_pairs(folder)
     if (folder / "seeds.json").is_file():
         pairs = list(_seeds_layout(folder))
     else:

@@ -100,6 +100,7 @@ def make_dataset(request: PairRequest) -> tuple[Path, dict[str, Any] | None]:
     clip = None if request.clip is None else named_clip(request.clip, choose_device(request.source.device))
     editor = ImageEditor.from_checkpoint(checkpoint, **request.source.options)
     batch_size, edits = request.batch_size, request.source_edits
+    logger.info("%d pairs at %d pixels, %d steps an edit", len(plan), settings.resolution, settings.steps)
     maker = PairMaker(editor, request.class_word, request.output, settings, gates, batch_size, clip, edits)
     with tqdm(total=len(plan[rank::world]), unit="pair", disable=None) as bar:
         manifest = maker.run(plan, rank, world, bar.update)

@@ -47,7 +47,7 @@ class PairStore:
             other = [name for name in {**wanted, **recorded} if recorded.get(name, "") != wanted.get(name, "")]
             if other:
                 raise UserError(
-                    f"'{self.output}' holds pairs made with another {', '.join(other)}; choose another --output, "
+                    f"'{self.output}' was begun with other {' and '.join(other)}; choose another --output, "
                     "or delete it to make them anew"
                 )
         elif any((self.output / folder).is_dir() for folder in (INSTANCE, REGULARIZATION)):

@@ -42,8 +42,8 @@ class ImageEditor:
         """model: a LatentDiffusion with conditioning_key hybrid, in evaluation mode. Raises UserError otherwise."""
         if not model.has_picture_input:
             raise UserError(
-                "this checkpoint makes pictures from text alone (4 input channels); editing needs one of 8, "
-                "such as InstructPix2Pix"
+                "this checkpoint makes pictures from text alone, its network has no input for a picture; editing needs "
+                "InstructPix2Pix weights, or a run that began with such"
             )
         self.model, self.precision = model, precision
         self.provenance = Provenance(precision=precision)

@@ -33,8 +33,8 @@ class ImageGenerator:
         """model: a LatentDiffusion with conditioning_key crossattn. Raises UserError for an editor."""
         if model.has_picture_input:
             raise UserError(
-                "this checkpoint edits pictures (8 input channels); pictures from text need one of 4, such as "
-                "Stable Diffusion"
+                "this checkpoint edits pictures; pictures from text need one without a picture's input, such as Stable "
+                "Diffusion (or the small data/spriteworld/text-to-image.safetensors)"
             )
         self.model, self.precision = model, precision
         self.provenance = Provenance(precision=precision)

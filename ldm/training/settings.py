@@ -72,7 +72,10 @@ class TrainSettings:
             )
         late = [step for step in self.keep_at if not 1 <= step <= self.max_steps]
         if late:
-            raise UserError(f"training.keep_at names step {late[0]}, but the run has steps 1 to {self.max_steps}")
+            raise UserError(
+                f"training.keep_at names step {late[0]}, but the run has steps 1 to {self.max_steps}; "
+                f"give training.keep_at=[{self.max_steps}], too"
+            )
         settings(EditSettings, self.edit_defaults, "training.edit_defaults")
         settings(TextSettings, self.text_defaults, "training.text_defaults")
         for name in ("sheet", "drift"):

@@ -218,3 +218,15 @@ def test_a_picture_that_the_seeds_list_names_but_is_not_there_is_an_error(tmp_pa
     (seeds_layout(tmp_path) / "0000012" / "5_1.jpg").unlink()
     with pytest.raises(ValueError, match="5_1"):
         find_pairs(tmp_path)
+
+
+def test_photos_in_the_place_of_pairs_are_named_as_photos(tmp_path):
+    (tmp_path / "rex").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "rex" / "a.png")
+    with pytest.raises(FileNotFoundError, match=r"holds pictures, but no pairs .*generate_dataset\.sh --photos"):
+        find_pairs(tmp_path / "rex" / "training")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        find_pairs(tmp_path / "gone" / "training")
+    (tmp_path / "rex" / "manifest.json").write_text("{}")  # pairs without one of their folders, and a sheet
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        find_pairs(tmp_path / "rex" / "training")

@@ -218,7 +218,7 @@ def test_a_clip_judges_every_pair_by_its_own_words_and_is_noted(tmp_path, photos
     assert {note["set_aside"] for note in manifest["set_aside"]} == {"not what was asked (CLIP)"}
     assert ["a photo of a dog", "a photo of a wolf"] in clip.asked  # reverse
     assert ["a photo of a wolf", "a photo of a dog"] in clip.asked  # forward
-    with pytest.raises(ValueError, match="made with another"):
+    with pytest.raises(ValueError, match="begun with other"):
         maker(tmp_path / "out", clip=SimpleNamespace(name="other"))
 
 

@@ -193,7 +193,7 @@ def test_pairs_made_in_another_way_are_not_mixed(tmp_path, photos, changes, said
 def test_pairs_begun_with_a_clip_do_not_go_on_without(tmp_path, photos):
     maker(tmp_path / "out", clip=Doubtful()).run(plan_instance(photos, ["wolf"], 1, 0))
     before = files(tmp_path / "out")
-    with pytest.raises(ValueError, match="made with another clip"):
+    with pytest.raises(ValueError, match="begun with other clip"):
         maker(tmp_path / "out")
     assert files(tmp_path / "out") == before
 

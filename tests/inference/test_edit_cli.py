@@ -390,7 +390,7 @@ def test_checkpoints_that_do_not_fit(edit, tmp_path):
     source, out = photo(tmp_path / "a.png"), tmp_path / "x.png"
     common = ("--input", source, "--edit", "go", "--output", out)
     save_checkpoint(tmp_path / "text.safetensors", build_tiny(4).state_dict(), {"config": tiny_config(4)})
-    assert "4 input channels" in failed(edit(*common, ckpt=tmp_path / "text.safetensors"))
+    assert "from text alone" in failed(edit(*common, ckpt=tmp_path / "text.safetensors"))
     save_checkpoint(tmp_path / "bare.safetensors", {"some.weight": torch.ones(3)}, {})
     assert "--config" in failed(edit(*common, ckpt=tmp_path / "bare.safetensors"))
     state = build_tiny().state_dict()
